@@ -1,0 +1,26 @@
+/* What the parts of box-agent offer to each other. One static program: `box-agent MODE ...`, see main.c. */
+#ifndef HUTCH_AGENT_H
+#define HUTCH_AGENT_H
+
+/* Descriptors that the agent is started with; -1 where there is none. All are close-on-exec. */
+struct agent_options {
+    int listen_fd; /* listening unix stream socket */
+    int ready_fd;  /* closed once the agent accepts connections */
+    int log_fd[2]; /* main log, two files in turn */
+    int exit_fd;   /* exit record of the main command */
+};
+
+/* Run the agent until power-off. As PID 1 of a box it never returns; otherwise it returns an exit status. */
+int agent_run(const struct agent_options *options);
+
+/* Serve one file operation (FILEOP of the protocol) on stdin, stdout and stderr; returns the exit status. Runs in a forked child. */
+int files_child(int op, const char *path);
+
+/* Modes: argv starts with the mode's name. Each returns the exit status. */
+int cmd_agent(int argc, char **argv);
+int cmd_launch(int argc, char **argv); /* start a box: namespaces, root, limits, then agent_run as PID 1 */
+int cmd_mapped(int argc, char **argv); /* run a host command in the user namespace of this user's boxes */
+int cmd_unpack(int argc, char **argv); /* tar on stdin -> directory */
+int cmd_pack(int argc, char **argv);   /* directory -> tar on stdout */
+
+#endif

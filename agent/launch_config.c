@@ -1,0 +1,121 @@
+/* The launcher's configuration: one message of NUL-separated `key=value` records, with the descriptors attached to it. */
+#define _GNU_SOURCE
+#include "launch.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { CONFIG_MAX = 192 * 1024 };
+
+static void receive_message(int control, struct config *config, size_t *length)
+{
+    union {
+        struct cmsghdr header;
+        char bytes[CMSG_SPACE(sizeof(int) * FD_COUNT)];
+    } space;
+    struct msghdr message = {.msg_control = &space, .msg_controllen = sizeof space};
+    struct iovec part;
+    ssize_t got;
+
+    config->text = malloc(CONFIG_MAX);
+    if (!config->text)
+        launch_fail("memory for the configuration");
+    part = (struct iovec){config->text, CONFIG_MAX};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    do
+        got = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
+    while (got < 0 && errno == EINTR);
+    if (got <= 0 || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || config->text[got - 1] != '\0')
+        launch_fail("receiving the configuration");
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (!header || header->cmsg_type != SCM_RIGHTS || header->cmsg_len != CMSG_LEN(sizeof config->fds))
+        launch_fail("receiving the descriptors");
+    memcpy(config->fds, CMSG_DATA(header), sizeof config->fds);
+    *length = (size_t)got;
+}
+
+static void *grow(void *items, size_t count, size_t size)
+{
+    items = realloc(items, (count + 1) * size);
+    if (!items)
+        launch_fail("memory for the configuration");
+    return items;
+}
+
+static void add_lower(struct config *config, const char *path, bool shift)
+{
+    config->lowers = grow(config->lowers, config->lower_count, sizeof *config->lowers);
+    config->lowers[config->lower_count++] = (struct lower){path, shift};
+}
+
+static void add_bind(struct config *config, const char *source, bool read_only)
+{
+    config->binds = grow(config->binds, config->bind_count, sizeof *config->binds);
+    config->binds[config->bind_count++] = (struct bind){source, NULL, read_only};
+}
+
+static void take_record(struct config *config, const char *key, const char *value)
+{
+    const struct {
+        const char *key;
+        const char **value;
+    } strings[] = {
+        {"hostname", &config->hostname}, {"hosts", &config->hosts},         {"resolv", &config->resolv},
+        {"stage", &config->stage},       {"upper", &config->upper},         {"work", &config->work},
+        {"disk", &config->disk},         {"outer_uid", &config->outer_uid}, {"outer_gid", &config->outer_gid},
+        {"uid_map", &config->uid_map},   {"gid_map", &config->gid_map},
+        {"pids", &config->pids},
+    };
+    for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
+        if (!strcmp(key, strings[i].key)) {
+            *strings[i].value = value;
+            return;
+        }
+    if (!strcmp(key, "all_ids"))
+        config->all_ids = !strcmp(value, "1");
+    else if (!strcmp(key, "lower"))
+        add_lower(config, value, false);
+    else if (!strcmp(key, "lower_shift"))
+        add_lower(config, value, true);
+    else if (!strcmp(key, "bind_rw"))
+        add_bind(config, value, false);
+    else if (!strcmp(key, "bind_ro"))
+        add_bind(config, value, true);
+    else if (!strcmp(key, "target") && config->bind_count)
+        config->binds[config->bind_count - 1].target = value;
+    else if (!strcmp(key, "cgroup")) {
+        config->cgroups = grow(config->cgroups, config->cgroup_count, sizeof *config->cgroups);
+        config->cgroups[config->cgroup_count++] = value;
+    } else {
+        errno = 0;
+        launch_fail_about("unknown configuration key", key);
+    }
+}
+
+void config_receive(int control, struct config *config)
+{
+    size_t length;
+
+    memset(config, 0, sizeof *config);
+    receive_message(control, config, &length);
+    for (char *record = config->text; record < config->text + length; record += strlen(record) + 1) {
+        char *equals = strchr(record, '=');
+        errno = 0;
+        if (!equals)
+            launch_fail_about("malformed configuration record", record);
+        *equals = '\0';
+        take_record(config, record, equals + 1);
+        record = equals + 1;
+    }
+    errno = 0;
+    if (!config->hostname || !config->hosts || !config->resolv || !config->stage || !config->upper || !config->work
+        || !config->uid_map || !config->gid_map || !config->lower_count)
+        launch_fail("incomplete configuration");
+    for (size_t i = 0; i < config->bind_count; i++)
+        if (!config->binds[i].target)
+            launch_fail_about("no target for the mount of", config->binds[i].source);
+}

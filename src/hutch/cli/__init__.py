@@ -1,0 +1,1 @@
+"""The command line: parse, call the SDK, render. No rule about boxes lives here."""

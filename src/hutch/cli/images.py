@@ -1,0 +1,132 @@
+"""image pull, ls, inspect, rm, import, bootstrap, prune."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from hutch.cli import output
+from hutch.cli.progress import Display
+from hutch.errors import HutchError
+
+if TYPE_CHECKING:
+    from hutch.cli.parser import Arguments
+    from hutch.cli.session import Session
+    from hutch.types import ImageInfo
+
+_DANGLING = "<none>"
+
+
+async def pull(session: Session, args: Arguments) -> int:
+    """Fetch an image; what the registry says now counts, not what was fetched before."""
+    async with session.runtime() as runtime:
+        with Display(f"pulled {args.reference}", quiet=args.quiet) as display:
+            image = await runtime.images.pull(
+                args.reference, platform=args.platform, always=True, progress=display
+            )
+    _print([image], args)
+    return 0
+
+
+async def import_(session: Session, args: Arguments) -> int:
+    """Load images from a directory or an archive."""
+    async with session.runtime() as runtime:
+        with Display(f"imported {args.path}", quiet=args.quiet) as display:
+            images = await runtime.images.load(
+                args.path, reference=args.reference, platform=args.platform, progress=display
+            )
+    _print(images, args)
+    return 0
+
+
+async def bootstrap(session: Session, args: Arguments) -> int:
+    """Make a base image from the machine's own packages."""
+    flavour = args.flavour or "debian"
+    async with session.runtime() as runtime:
+        with Display(f"made {args.reference or flavour}", quiet=args.quiet) as display:
+            image = await runtime.images.bootstrap(
+                flavour, reference=args.reference, packages=args.package, progress=display
+            )
+    _print([image], args)
+    return 0
+
+
+def _print(images: list[ImageInfo], args: Arguments) -> None:
+    if args.json:
+        output.json_value(images)
+        return
+    for image in images:
+        output.line(
+            image.digest if args.quiet or not image.references else f"{image.references[0]} {image.digest}"
+        )
+
+
+async def ls(session: Session, args: Arguments) -> int:
+    """List images: a row for every reference."""
+    async with session.runtime() as runtime:
+        images = await runtime.images.list()
+    if args.json:
+        output.json_value(images)
+    elif args.quiet:
+        for image in images:
+            output.line(image.digest)
+    elif args.names:
+        for image in images:
+            for reference in image.references or (image.digest,):
+                output.line(reference)
+    else:
+        now = time.time()
+        rows = [
+            (
+                reference,
+                output.short_digest(image.digest),
+                image.architecture,
+                output.size(image.size),
+                output.ago(image.created_at, now),
+            )
+            for image in images
+            for reference in image.references or (_DANGLING,)
+        ]
+        output.table(("REFERENCE", "DIGEST", "ARCH", "SIZE", "CREATED"), rows)
+    return 0
+
+
+async def inspect(session: Session, args: Arguments) -> int:
+    """Print records of images."""
+    found, failed = [], False
+    async with session.runtime() as runtime:
+        for reference in args.image:
+            try:
+                found.append(await runtime.images.get(reference))
+            except HutchError as error:
+                output.error(error)
+                failed = True
+    output.json_value(found)
+    return int(failed)
+
+
+async def rm(session: Session, args: Arguments) -> int:
+    """Remove images; print what went away."""
+    failed = False
+    async with session.runtime() as runtime:
+        for reference in args.image:
+            try:
+                removed = await runtime.images.remove(reference)
+            except HutchError as error:
+                output.error(error)
+                failed = True
+            else:
+                for thing in removed:
+                    output.line(thing)
+    return int(failed)
+
+
+async def prune(session: Session, args: Arguments) -> int:
+    """Remove what nothing needs."""
+    async with session.runtime() as runtime:
+        freed = await runtime.images.prune(all=args.all)
+    if args.json:
+        output.json_value({"freed_bytes": freed})
+    else:
+        output.line(f"freed {output.size(freed)}")
+    return 0

@@ -1,0 +1,136 @@
+"""Parsers of option values. Each takes what was typed and raises ValueError saying what would be right."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", re.ASCII)
+_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_HOST_PATH = ("/", "./", "../", "~")
+
+
+class MountOption(NamedTuple):
+    """``-v SOURCE:TARGET[:ro|rw]``; exactly one of ``source`` (host path) and ``volume`` is not empty."""
+
+    source: str
+    volume: str
+    target: str
+    read_only: bool
+
+
+def memory(text: str) -> int:
+    """``512m``, ``2g``, or a plain number of MiB → MiB, rounded up."""
+    size = _size(text, 1 << 20, "512m or 2g")
+    return -(-size // (1 << 20))
+
+
+def disk(text: str) -> int:
+    """``10g``, or a plain number of GB → GB, rounded up."""
+    return -(-_size(text, 1 << 30, "10g") // (1 << 30))
+
+
+def _size(text: str, unit: int, example: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    size = math.ceil(float(match[1]) * _UNITS.get(match[2].lower(), unit)) if match else 0
+    if not 0 < size < 1 << 60:
+        raise ValueError(f"{text!r} is not a size; write e.g. {example}")
+    return size
+
+
+def cpus(text: str) -> int:
+    """A whole number of CPUs, at least 1."""
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 1024:
+        raise ValueError(f"{text!r} is not a number of CPUs; write a whole number from 1 on")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number, 0 included."""
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """``30``, ``1.5s``, ``500ms``, ``5m``, ``1h`` → seconds."""
+    match = _DURATION.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a time; write e.g. 30, 500ms, 5m or 1h")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def signum(text: str) -> int:
+    """``TERM``, ``SIGTERM`` or ``15`` → 15."""
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= 64:
+        return int(text)
+    name = text.upper().removeprefix("SIG")
+    try:
+        return signal.Signals[f"SIG{name}"].value
+    except KeyError:
+        raise ValueError(f"{text!r} is not a signal; write e.g. TERM or 15") from None
+
+
+def env(text: str) -> tuple[str, str] | None:
+    """``NAME=VALUE``; ``NAME`` alone takes the caller's value (`None` when there is none)."""
+    name, equals, value = text.partition("=")
+    if not name:
+        raise ValueError(f"{text!r} has no name; write NAME=VALUE")
+    if equals:
+        return name, value
+    return (name, os.environ[name]) if name in os.environ else None
+
+
+def env_file(text: str) -> list[tuple[str, str]]:
+    """A file of ``NAME=VALUE`` lines; empty lines and lines that start with ``#`` are skipped."""
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {text!r}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    pairs = []
+    for number, line in enumerate(content.split("\n"), 1):
+        line = line.rstrip("\r")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            pair = env(line.lstrip())
+        except ValueError as error:
+            raise ValueError(f"{text}, line {number}: {error}") from None
+        if pair:
+            pairs.append(pair)
+    return pairs
+
+
+def label(text: str) -> tuple[str, str]:
+    """``KEY=VALUE``; ``KEY`` alone has an empty value."""
+    key, _, value = text.partition("=")
+    if not key:
+        raise ValueError(f"{text!r} has no key; write KEY=VALUE")
+    return key, value
+
+
+def mount(text: str) -> MountOption:
+    """``SOURCE:TARGET[:ro|rw]``. A source that begins with ``/ ./ ../ ~`` is a host path that must exist,
+    any other a managed volume."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not parts[0] or not parts[1].startswith("/"):
+        raise ValueError(f"{text!r} is not SOURCE:TARGET[:ro|rw] with an absolute TARGET")
+    source, target = parts[:2]
+    mode = parts[2] if len(parts) == 3 else "rw"
+    if mode not in ("ro", "rw"):
+        raise ValueError(f"{text!r}: the only modes are ro and rw, not {mode!r}")
+    if source not in (".", "..") and not source.startswith(_HOST_PATH):
+        return MountOption("", source, target, mode == "ro")
+    try:
+        path = Path(source).expanduser().resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"the host path {source!r} cannot be used: {getattr(error, 'strerror', error)}"
+        ) from None
+    return MountOption(str(path), "", target, mode == "ro")

@@ -1,0 +1,151 @@
+"""The commands for snapshots, images, volumes and the installation itself."""
+
+from __future__ import annotations
+
+from hutch.cli.parser import Argument, Command, Option
+from hutch.cli.shared_options import BOX, JSON, PLATFORM
+
+STORE_COMMANDS = (
+    Command(
+        "snapshot create",
+        "Snapshots",
+        "Save the disk of a box",
+        "snapshots:create",
+        (BOX, Argument("NAME", "name of the snapshot")),
+    ),
+    Command(
+        "snapshot ls",
+        "Snapshots",
+        "List the snapshots of a box",
+        "snapshots:ls",
+        (BOX,),
+        (Option("-q --quiet", "", "print names only"), JSON),
+    ),
+    Command(
+        "snapshot restore",
+        "Snapshots",
+        "Take the disk of a stopped box back to a snapshot",
+        "snapshots:restore",
+        (BOX, Argument("NAME", "name of the snapshot")),
+    ),
+    Command(
+        "snapshot rm",
+        "Snapshots",
+        "Remove snapshots",
+        "snapshots:rm",
+        (BOX, Argument("NAME", "names of snapshots", many=True)),
+    ),
+    Command(
+        "image pull",
+        "Images",
+        "Fetch an image from its registry",
+        "images:pull",
+        (Argument("REFERENCE", "e.g. debian:12 or registry.example/team/tool@sha256:…"),),
+        (PLATFORM, Option("-q --quiet", "", "print only the digest"), JSON),
+    ),
+    Command(
+        "image ls",
+        "Images",
+        "List local images",
+        "images:ls",
+        (),
+        (
+            Option("-q --quiet", "", "print digests only"),
+            Option("--names", "", "print references only (the digest of an image without one)"),
+            JSON,
+        ),
+    ),
+    Command(
+        "image inspect",
+        "Images",
+        "Show all about images, as a JSON array",
+        "images:inspect",
+        (Argument("IMAGE", "references or digests", many=True, complete="image"),),
+    ),
+    Command(
+        "image rm",
+        "Images",
+        "Remove images",
+        "images:rm",
+        (Argument("IMAGE", "references or digests", many=True, complete="image"),),
+    ),
+    Command(
+        "image import",
+        "Images",
+        "Load an OCI layout or archive, a `docker save` archive, or a root directory or tar",
+        "images:import_",
+        (
+            Argument("PATH", "directory or archive", complete="file"),
+            Argument("REFERENCE", "its name; a plain root directory or tar needs one", optional=True),
+        ),
+        (PLATFORM, Option("-q --quiet", "", "print only the digests"), JSON),
+    ),
+    Command(
+        "image bootstrap",
+        "Images",
+        "Make a base image from this machine's own packages or mirror",
+        "images:bootstrap",
+        (Argument("FLAVOUR", "what to make (default debian)", optional=True),),
+        (
+            Option("--reference", "NAME", "name of the image"),
+            Option("-p --package", "PACKAGE", "also install this", many=True),
+            Option("-q --quiet", "", "print only the digest"),
+            JSON,
+        ),
+    ),
+    Command(
+        "image prune",
+        "Images",
+        "Remove images without a name and all that nothing needs",
+        "images:prune",
+        (),
+        (Option("-a --all", "", "every image that no box uses"), JSON),
+    ),
+    Command(
+        "volume create",
+        "Volumes",
+        "Make managed volumes",
+        "volumes:create",
+        (Argument("NAME", "names", many=True),),
+    ),
+    Command(
+        "volume ls",
+        "Volumes",
+        "List managed volumes",
+        "volumes:ls",
+        (),
+        (Option("-q --quiet", "", "print names only"), JSON),
+    ),
+    Command(
+        "volume inspect",
+        "Volumes",
+        "Show all about volumes, as a JSON array",
+        "volumes:inspect",
+        (Argument("VOLUME", "names", many=True, complete="volume"),),
+    ),
+    Command(
+        "volume rm",
+        "Volumes",
+        "Remove managed volumes and their files",
+        "volumes:rm",
+        (Argument("VOLUME", "names", many=True, complete="volume"),),
+    ),
+    Command("info", "System", "Show facts about this installation", "system:info", (), (JSON,)),
+    Command(
+        "doctor",
+        "System",
+        "Check what this machine can do and say what to install",
+        "system:doctor",
+        (),
+        (JSON,),
+    ),
+    Command(
+        "completion",
+        "System",
+        "Print the completion script of a shell",
+        "system:completion",
+        (Argument("SHELL", "bash, zsh or fish", choices=("bash", "zsh", "fish")),),
+        (),
+        ('eval "$(hutch completion bash)"', "hutch completion fish > ~/.config/fish/completions/hutch.fish"),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Isolation engines behind the small interface of `hutch.engine.base`."""

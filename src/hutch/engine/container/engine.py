@@ -1,0 +1,224 @@
+"""The container engine: starts, observes and removes boxes. How a box is built stands in agent/launch.c."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from hutch.engine.base import BoxPlan, Capability, Observed, Started, Usage
+from hutch.engine.container import record
+from hutch.engine.container.launch import Launch, configuration
+from hutch.errors import EngineError, InvalidArgumentError, StorageError, UnsupportedError, UpstreamUnavailableError
+from hutch.host import files, mapping
+from hutch.host.binary import agent_path
+from hutch.host.cgroup import Group
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+START_SECONDS = 30.0
+KILL_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
+BOX_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,63}")
+HOSTNAME = re.compile(r"[0-9A-Za-z_]([0-9A-Za-z_.-]{0,62}[0-9A-Za-z_])?")
+
+
+class ContainerEngine:
+    """Boxes as namespace containers, as root or as an ordinary user. Implements `hutch.engine.base.Engine`."""
+
+    name = "container"
+
+    def __init__(self, *, agent: Path | None = None) -> None:
+        """``agent``: the native program, by default the one of the installation."""
+        self._agent = agent
+        self.capabilities = frozenset(
+            {Capability.SHARED_MEMORY} | ({Capability.PAUSE} if Group.named("probe").can_freeze() else set())
+        )
+
+    def check(self) -> None:
+        """Raise `EngineError` when this machine cannot run boxes."""
+        agent_path() if self._agent is None else None
+        if not Path("/proc/self/ns/user").exists():
+            raise EngineError("this kernel has no user namespaces (CONFIG_USER_NS)")
+        limit = int(Path("/proc/sys/user/max_user_namespaces").read_text())
+        if limit == 0:
+            raise EngineError("user namespaces are switched off: set the sysctl user.max_user_namespaces above 0")
+
+    async def start(self, plan: BoxPlan) -> Started:
+        """See `hutch.engine.base.Engine.start`."""
+        _validate(plan)
+        ids = mapping.current()
+        group = Group.named(plan.box_id)
+        try:
+            _prepare_folders(plan, ids)
+            record.write(plan.directory, record.Record(group=group))
+            unenforced = group.create(plan.limits)
+            pids = plan.limits.pids if "pids" in unenforced and ids.rootless else None
+            if pids is not None:
+                unenforced = tuple(name for name in unenforced if name != "pids")
+            if plan.limits.disk_gb is not None:
+                unenforced += ("disk",)
+            text = configuration(plan, ids, group.doors(), pids=pids, disk=None)
+            with anyio.fail_after(START_SECONDS):
+                pid = await self._launch(plan.directory, group, text)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self.kill(plan.directory)
+            if isinstance(error, TimeoutError):
+                raise EngineError(f"box {plan.box_id} did not start within {START_SECONDS:g} s") from error
+            if isinstance(error, OSError):
+                raise EngineError(f"box {plan.box_id} cannot start: {error}") from error
+            raise
+        return Started(pid=pid, unenforced=unenforced)
+
+    async def _launch(self, directory: Path, group: Group, text: bytes) -> int:
+        descriptors: list[int] = []
+        listener = record.listen(directory)
+        try:
+            descriptors = [listener.fileno(), *_open_logs(directory)]
+            launch = Launch(self._agent or agent_path())
+            try:
+                process = await launch.prepare(text, descriptors)
+                record.write(directory, record.Record(group=group, process=process))
+                await launch.commit()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await launch.close()
+        finally:
+            listener.close()
+            for fd in descriptors[1:]:
+                os.close(fd)
+        if not process.alive():
+            raise EngineError("the box cannot start: its agent ended at once")
+        return process.pid
+
+    async def connect(self, directory: Path) -> socket.socket:
+        """See `hutch.engine.base.Engine.connect`."""
+        with anyio.move_on_after(CONNECT_SECONDS):
+            while True:
+                try:
+                    return record.connect(directory)
+                except BlockingIOError:
+                    await anyio.sleep(0.002)  # a full queue gives no event to wait for
+        raise UpstreamUnavailableError(f"the agent of the box in {directory} does not accept connections")
+
+    def observe(self, directory: Path) -> Observed:
+        """See `hutch.engine.base.Engine.observe`."""
+        entry = record.read(directory)
+        if entry is None or entry.process is None or not entry.process.alive():
+            return Observed(running=False)
+        return Observed(running=True, pid=entry.process.pid)
+
+    async def kill(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.kill`. Raises `EngineError` when something does not go away."""
+        with anyio.CancelScope(shield=True):
+            entry = record.read(directory)
+            if entry is not None:
+                if entry.process is not None and not await entry.process.kill(KILL_SECONDS):
+                    raise EngineError(f"process {entry.process.pid} of the box in {directory} does not end")
+                await entry.group.remove()
+            record.clear(directory)
+
+    async def freeze(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.freeze`. Raises `UnsupportedError` where nothing can freeze, `EngineError`."""
+        await self._set_frozen(directory, True)
+
+    async def thaw(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.thaw`."""
+        await self._set_frozen(directory, False)
+
+    async def _set_frozen(self, directory: Path, frozen: bool) -> None:
+        entry = record.read(directory)
+        if entry is None or entry.process is None or not entry.process.alive():
+            raise EngineError(f"the box in {directory} does not run")
+        if not entry.group.can_freeze():
+            raise UnsupportedError("boxes cannot be paused here: no freezer control group is writable")
+        await entry.group.freeze(frozen)
+
+    def usage(self, directory: Path) -> Usage:
+        """See `hutch.engine.base.Engine.usage`."""
+        entry = record.read(directory)
+        if entry is None or entry.process is None or not entry.process.alive():
+            return Usage()
+        measured = entry.group.usage()
+        return Usage(
+            memory_bytes=measured.memory_bytes,
+            memory_limit_bytes=measured.memory_limit_bytes,
+            cpu_seconds=measured.cpu_seconds,
+            pids=measured.pids,
+            oom_kills=measured.oom_kills,
+        )
+
+    async def remove_tree(self, path: Path) -> None:
+        """See `hutch.engine.base.Engine.remove_tree`. Raises `StorageError`."""
+        ids = mapping.current()
+        if not ids.rootless:
+            await anyio.to_thread.run_sync(files.remove_tree, path)
+        else:
+            await _run(ids.wrap(["rm", "-rf", "--", str(path)]), f"remove {path}")
+
+    async def copy_tree(self, source: Path, target: Path) -> None:
+        """See `hutch.engine.base.Engine.copy_tree`. Raises `StorageError`."""
+        if target.exists() or target.is_symlink():
+            raise StorageError(f"cannot copy to {target}: it exists")
+        command = ["cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--", str(source), str(target)]
+        try:
+            await _run(mapping.current().wrap(command), f"copy {source} to {target}")
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.remove_tree(target)
+            raise
+
+
+def _validate(plan: BoxPlan) -> None:
+    if not BOX_ID.fullmatch(plan.box_id):
+        raise InvalidArgumentError(f"malformed box id {plan.box_id!r}")
+    if not HOSTNAME.fullmatch(plan.hostname):
+        raise InvalidArgumentError(f"malformed host name {plan.hostname!r}: letters, digits, '-', '_' and '.', at most 64")
+    if not plan.lowers:
+        raise InvalidArgumentError("a box needs at least one layer")
+    for mount in plan.mounts:
+        target = Path(mount.target)
+        if not target.is_absolute() or ".." in target.parts or len(target.parts) < 2:
+            raise InvalidArgumentError(f"malformed mount target {mount.target!r}: an absolute path below / without '..'")
+
+
+def _prepare_folders(plan: BoxPlan, ids: mapping.Mapping) -> None:
+    (plan.directory / "run").mkdir(mode=0o700, exist_ok=True)
+    for name in ("upper", "work"):
+        path = plan.directory / name
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o755)
+            if not ids.rootless:
+                os.chown(path, ids.owner, ids.owner)
+
+
+def _open_logs(directory: Path) -> list[int]:
+    """Open the main log's two files and the exit record; the caller closes them."""
+    opened: list[int] = []
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        for name, extra in (("main.log.0", 0), ("main.log.1", 0), ("exit", os.O_TRUNC)):
+            opened.append(os.open(directory / name, flags | extra, 0o600))
+    except BaseException:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return opened
+
+
+async def _run(command: Sequence[str], what: str) -> None:
+    """Run a host command to its end. Raises `StorageError` with its last words."""
+    if shutil.which(command[0]) is None:
+        raise StorageError(f"cannot {what}: {command[0]} is not installed")
+    done = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"})
+    if done.returncode != 0:
+        raise StorageError(f"cannot {what}: {done.stderr.decode(errors='replace').strip()[-400:]}")

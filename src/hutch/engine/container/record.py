@@ -1,0 +1,89 @@
+"""What a box's ``run`` folder says about its processes: the one place from which any process can take a box away."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hutch.errors import UpstreamUnavailableError
+from hutch.host import files
+from hutch.host.cgroup import Group
+from hutch.host.proc import Process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STATE = "state.json"
+SOCKET = "agent.sock"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Written before the control groups are made (without ``process``), and again before the box may run."""
+
+    group: Group
+    process: Process | None = None
+
+
+def _run(directory: Path) -> Path:
+    return directory / "run"
+
+
+def write(directory: Path, record: Record) -> None:
+    """Store the record atomically. Raises `StorageError`."""
+    files.atomic_write(_run(directory) / STATE, msgspec.json.encode(record, enc_hook=str))
+
+
+def read(directory: Path) -> Record | None:
+    """Return the record; ``None`` when there is none, or none that can be understood."""
+    try:
+        data = (_run(directory) / STATE).read_bytes()
+        return msgspec.json.decode(data, type=Record, dec_hook=lambda kind, text: kind(text))
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def clear(directory: Path) -> None:
+    """Remove the run files; the folder stays. Idempotent."""
+    for name in (SOCKET, STATE):
+        (_run(directory) / name).unlink(missing_ok=True)
+
+
+def listen(directory: Path) -> socket.socket:
+    """Return a listening socket at ``run/agent.sock``. An address holds 108 bytes, so it goes by way of the folder's descriptor."""
+    run = os.open(_run(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        (_run(directory) / SOCKET).unlink(missing_ok=True)
+        listener.bind(f"/proc/self/fd/{run}/{SOCKET}")
+        listener.listen(128)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(run)
+    return listener
+
+
+def connect(directory: Path) -> socket.socket:
+    """Return a connected non-blocking socket to the box's agent.
+
+    Raises `UpstreamUnavailableError` when no agent listens, `BlockingIOError` when its queue of connections is full.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        run = os.open(_run(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{run}/{SOCKET}")
+        finally:
+            os.close(run)
+    except BlockingIOError:
+        connection.close()
+        raise
+    except OSError as error:
+        connection.close()
+        raise UpstreamUnavailableError(f"the agent of the box in {directory} does not listen: {error.strerror}") from error
+    return connection

@@ -1,0 +1,460 @@
+"""A box: commands, files, snapshots, life and death, for the process that holds the runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from hutch.core import agentproto as proto
+from hutch.errors import (
+    ExecError,
+    HutchError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+)
+from hutch.runtime import logs
+from hutch.runtime.execution import COLLECT_LIMIT, Host, LocalExecution, check_size
+from hutch.runtime.files import BoxFiles
+from hutch.runtime.home import new_id
+from hutch.runtime.snapshots import BoxSnapshots
+from hutch.types import BoxStats, ExecInfo, ExecState, LogEntry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from hutch.core.sinks import Sink
+    from hutch.runtime.channel import AgentChannel
+    from hutch.runtime.command import Command
+    from hutch.runtime.runtime import LocalRuntime
+    from hutch.types import BoxInfo, Result
+
+MAIN = "main"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class LocalBox:
+    """A handle on one box. Implements `hutch.sdk.base.Box`."""
+
+    def __init__(self, runtime: LocalRuntime, box_id: str, name: str | None) -> None:
+        self.id = box_id
+        self.name = name
+        self.files = BoxFiles(self)
+        self.snapshots = BoxSnapshots(runtime, box_id)
+        self._runtime = runtime
+        self._lives = runtime.lives
+        self._executions: set[LocalExecution] = set()
+        directory = runtime.home.box(box_id)
+        self._host = Host(
+            box=box_id,
+            reconnect=lambda: self._lives.reconnect(box_id),
+            spawn=runtime.spawn,
+            oom_kills=lambda: self._oom_kills(directory),
+            forget=self._executions.discard,
+        )
+        # Whether a memory limit is enforced, so that counting OOM kills makes sense; known once the box was used.
+        self._counts_oom = False
+
+    def __repr__(self) -> str:
+        return f"<hutch box {self.id}{f' {self.name!r}' if self.name else ''}>"
+
+    # Life.
+
+    async def info(self) -> BoxInfo:
+        """Return the record and the state of the box."""
+        return await self._lives.info(self.id)
+
+    async def start(self) -> None:
+        """Start the box and its main command. Nothing happens when it runs."""
+        await self._lives.start(self.id)
+
+    async def stop(self, *, timeout: float = 5.0) -> None:
+        """Stop the box: the stop signal, SIGKILL after ``timeout`` seconds. The files stay."""
+        check_seconds("timeout", timeout)
+        await self._lives.stop(self.id, timeout)
+
+    async def restart(self, *, timeout: float = 5.0) -> None:
+        """`stop`, then `start`."""
+        await self.stop(timeout=timeout)
+        await self.start()
+
+    async def kill(self, signum: int = 9) -> None:
+        """Send a signal to the main command; SIGKILL ends the whole box."""
+        if not (await self.info()).pid:
+            raise InvalidStateError(f"box {self.name or self.id} does not run")
+        if signum == 9:
+            await self._lives.stop(self.id, 0.0)
+            return
+        channel = await self._lives.channel(self.id)
+        await channel.request(lambda req: proto.signal(MAIN, signum, req=req))
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Remove the box and all that it held. A running box needs ``force``."""
+        await self._runtime.remove(self.id, force=force)
+
+    async def wait(self) -> int | None:
+        """Wait until the box does not run any more; returns the main command's exit code, if it has one."""
+        await self._lives.wait_gone(self.id)
+        return (await self.info()).exit_code
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                info = await self.info()
+                if info.detach:
+                    return
+                if info.auto_remove:
+                    await self.remove(force=True)
+                else:
+                    await self.stop()
+            except NotFoundError:
+                return
+
+    # Commands.
+
+    async def exec(
+        self,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+        rows: int = 24,
+        cols: int = 80,
+        stdin: bool = False,
+        stdout: Sink | object | None = None,
+        stderr: Sink | object | None = None,
+        timeout: float | None = None,
+        kill_after: float = 2.0,
+        linger: float | None = 0.3,
+        on_exit: Callable[[Result], Any] | None = None,
+    ) -> LocalExecution:
+        """Start a command and return it running. See `hutch.sdk.base.Box.exec`."""
+        check_size(rows, cols)
+        sinks = {proto.STDOUT: stdout, proto.STDERR: stderr}
+        return await self._start(
+            command,
+            env=env,
+            cwd=cwd,
+            user=user,
+            tty=(rows, cols) if tty else None,
+            stdin=stdin,
+            timeout=timeout,
+            kill_after=kill_after,
+            linger=linger,
+            on_exit=on_exit,
+            sinks={stream: sink for stream, sink in sinks.items() if sink is not None},
+        )
+
+    async def run(
+        self,
+        *command: str,
+        input: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        kill_after: float = 2.0,
+        linger: float | None = 0.3,
+        max_output: int = COLLECT_LIMIT,
+    ) -> Result:
+        """Run a command to its end and return what it wrote. When the call is cancelled the command is killed: nobody could wait for it."""
+        if max_output < 0:
+            raise InvalidArgumentError(f"max_output {max_output} is negative")
+        execution = await self._start(
+            command,
+            env=env,
+            cwd=cwd,
+            user=user,
+            stdin=input is not None,
+            timeout=timeout,
+            kill_after=kill_after,
+            linger=linger,
+            collect=max_output,
+        )
+        if input is not None:
+            execution.feed(input)
+        try:
+            return await execution.wait()
+        finally:
+            await self._dispose(execution)
+
+    def command(self, *argv: str, **options: Any) -> Command:
+        """Describe a command to be run later; the options are those of `hutch.Command`."""
+        from hutch.runtime.command import Command
+
+        return Command(self, *argv, **options)
+
+    async def attach(
+        self,
+        exec_id: str = MAIN,
+        *,
+        after: tuple[int, int] = (0, 0),
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+    ) -> LocalExecution:
+        """Watch an execution that was started by anyone, from the given positions of (stdout, stderr)."""
+        channel = await self._lives.channel(self.id, start=False)
+        for record in await self._records(channel):
+            if record.id == exec_id:
+                break
+        else:
+            raise NotFoundError(f"box {self.name or self.id} has no execution {exec_id!r}")
+        execution = LocalExecution(self._host, channel, exec_id, tty=record.tty, stdin=True)
+        self._executions.add(execution)
+        execution.pid = record.pid
+        execution.rewind({proto.STDOUT: after[0], proto.STDERR: after[1]})
+        for stream, sink in ((proto.STDOUT, stdout), (proto.STDERR, stderr)):
+            if sink is not None:
+                execution.set_sink(stream, sink)
+        try:
+            await execution.attach_first()
+        except BaseException:
+            await execution.close()
+            raise
+        return execution
+
+    async def executions(self) -> list[ExecInfo]:
+        """List the executions that the box knows: those that run, and those that ended in the last minutes."""
+        channel = await self._lives.channel(self.id, start=False)
+        return [
+            ExecInfo(
+                id=record.id,
+                state=_state(record),
+                pid=record.pid,
+                exit_code=record.status if record.exited else None,
+                tty=record.tty,
+                started_at=record.started_at,
+                ended_at=record.ended_at if record.exited else None,
+            )
+            for record in await self._records(channel)
+        ]
+
+    async def stats(self) -> BoxStats:
+        """Measure what the box uses."""
+        channel = await self._lives.channel(self.id, start=False)
+        answer = await channel.request(lambda req: proto.simple(proto.Request.STATS, req=req))
+        if not isinstance(answer, proto.AgentStats):
+            raise HutchError("the box's agent gave another answer than was asked for")
+        usage = self._runtime.engine.usage(self._runtime.home.box(self.id))
+        return BoxStats(
+            memory_bytes=usage.memory_bytes,
+            memory_limit_bytes=usage.memory_limit_bytes,
+            cpu_seconds=usage.cpu_seconds,
+            pids=usage.pids if usage.pids is not None else answer.processes,
+            oom_kills=usage.oom_kills,
+            uptime_seconds=answer.uptime,
+            commands_started=answer.started,
+            commands_failed=answer.failed,
+            output_bytes=answer.output_bytes,
+            input_bytes=answer.input_bytes,
+        )
+
+    async def logs(self, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogEntry]:
+        """What the main command wrote. See `hutch.sdk.base.Box.logs`."""
+        record = self._lives.record(self.id)
+        directory = self._runtime.home.box(self.id)
+        records = logs.read(directory)
+        for entry in records if tail is None else logs.tail(records, tail):
+            yield entry.entry()
+        if not follow or record.command is None:
+            return
+        ends = logs.ends(records)
+        send, receive = anyio.create_memory_object_stream[LogEntry](16)
+
+        async def put(stream: int, data: bytes) -> None:
+            await send.send(LogEntry(time=time.time(), stream=logs.NAMES[stream], data=data))
+
+        async def close_at_end(execution: LocalExecution) -> None:
+            with contextlib.suppress(HutchError):
+                await execution.wait()
+            send.close()
+
+        try:
+            execution = await self.attach(
+                MAIN,
+                after=(ends[proto.STDOUT], ends[proto.STDERR]),
+                stdout=functools.partial(put, proto.STDOUT),
+                stderr=functools.partial(put, proto.STDERR),
+            )
+        except HutchError:  # it has ended meanwhile, so the log is complete
+            send.close()
+            for entry in logs.beyond(logs.read(directory), ends):
+                yield entry.entry()
+            return
+        self._runtime.spawn(close_at_end, execution)
+        try:
+            async for live in receive:
+                yield live
+        finally:
+            receive.close()
+            await execution.close()
+
+    async def clone(self, name: str | None = None) -> LocalBox:
+        """Make a new, stopped box with a copy of this one's disk and configuration."""
+        return await self._runtime.clone(self.id, name)
+
+    async def export(self, path: str | Path) -> None:
+        """Write the box (disk, configuration, image) to an archive file."""
+        await self._runtime.export(self.id, path)
+
+    # What the runtime uses.
+
+    def runtime_closed(self) -> None:
+        """End every wait."""
+        for execution in list(self._executions):
+            execution.runtime_closed()
+
+    async def start_file_op(self, op: proto.FileOp, path: str, **options: Any) -> LocalExecution:
+        """Start a file operation of the agent: an execution like any other."""
+        if not path or "\0" in path:
+            raise InvalidArgumentError(f"{path!r} is not a path")
+        return await self._start((), file_op=op, path=path, **options)
+
+    async def dispose(self, execution: LocalExecution) -> None:
+        """Kill an internal execution if it still runs, and let the box forget it."""
+        await self._dispose(execution)
+
+    # Private methods.
+
+    async def _start(
+        self,
+        command: tuple[str, ...],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: tuple[int, int] | None = None,
+        stdin: bool = False,
+        timeout: float | None = None,
+        kill_after: float = 2.0,
+        linger: float | None = 0.3,
+        on_exit: Callable[[Result], Any] | None = None,
+        sinks: Mapping[int, Sink | object] | None = None,
+        collect: int | None = None,
+        file_op: proto.FileOp | None = None,
+        path: str = "",
+    ) -> LocalExecution:
+        if file_op is None:
+            check_command(command)
+        check_seconds("timeout", timeout)
+        check_seconds("kill_after", kill_after)
+        check_seconds("linger", linger)
+        channel = await self._lives.channel(self.id)
+        record = self._lives.settings(self.id)
+        self._counts_oom = record.spec.limits.memory_mib is not None
+        execution = LocalExecution(
+            self._host,
+            channel,
+            new_id(),
+            tty=tty is not None,
+            stdin=stdin,
+            collect_limit=COLLECT_LIMIT if collect is None else collect,
+            on_exit=on_exit,
+        )
+        for stream, sink in (sinks or {}).items():
+            execution.set_sink(stream, sink)
+        if collect is not None:
+            execution.set_collectors()
+        watch = execution.watches_all()
+        self._executions.add(execution)
+        try:
+            variables = check_env({**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})})
+            answer = await channel.request(
+                lambda req: proto.start(
+                    execution.id,
+                    command,
+                    req=req,
+                    env=variables,
+                    cwd=record.workdir if cwd is None else cwd,
+                    user=record.user if user is None else user,
+                    tty=tty,
+                    stdin=stdin,
+                    watch=watch,
+                    timeout=timeout,
+                    kill_after=kill_after,
+                    linger=linger,
+                    file_op=file_op,
+                    path=path,
+                ),
+                command=command,
+            )
+        except ValueError as error:
+            await execution.close()
+            raise InvalidArgumentError(f"the command with its environment is too long: {error}") from None
+        except BaseException:
+            # If the caller has gone away the command may have been started all the same.
+            self._kill_unseen(channel, execution)
+            await execution.close()
+            raise
+        execution.started(answer.pid if isinstance(answer, proto.Started) else 0, watched=watch)
+        return execution
+
+    async def _dispose(self, execution: LocalExecution) -> None:
+        if execution.finished:
+            execution.send(proto.simple(proto.Request.FORGET, req=0, exec_id=execution.id))
+        else:
+            self._kill_unseen(self._lives.open_channel(self.id), execution)
+        await execution.close()
+
+    def _kill_unseen(self, channel: AgentChannel | None, execution: LocalExecution) -> None:
+        if channel is not None:
+            channel.send(proto.signal(execution.id, 9, req=0))
+
+    async def _records(self, channel: AgentChannel) -> tuple[proto.ExecRecord, ...]:
+        answer = await channel.request(lambda req: proto.simple(proto.Request.LIST, req=req))
+        return answer.records if isinstance(answer, proto.Execs) else ()
+
+    def _oom_kills(self, directory: Path) -> int | None:
+        if not self._counts_oom:
+            return None
+        return self._runtime.engine.usage(directory).oom_kills
+
+
+def check_command(command: tuple[str, ...]) -> None:
+    """Raise `InvalidArgumentError` for what cannot be an argument vector."""
+    if not command or not command[0]:
+        raise ExecError("no command was given", command=command, cause="command_not_found")
+    for argument in command:
+        if not isinstance(argument, str):
+            raise InvalidArgumentError(f"the argument {argument!r} is not a string; pass the words one by one")
+        if "\0" in argument:
+            raise InvalidArgumentError("an argument of a command cannot contain a NUL character")
+
+
+def check_env(env: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment. Raises `InvalidArgumentError` naming the variable that cannot be."""
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name:
+            raise InvalidArgumentError(f"{name!r} is not a name of an environment variable")
+        if not isinstance(value, str) or "\0" in value:
+            raise InvalidArgumentError(f"the environment variable {name} must be a string without NUL characters")
+    return env
+
+
+def check_seconds(what: str, value: float | None) -> None:
+    """Raise `InvalidArgumentError` for what cannot be a time span."""
+    if value is not None and (math.isnan(value) or value < 0):
+        raise InvalidArgumentError(f"{what} {value} is not a number of seconds")
+
+
+def _state(record: proto.ExecRecord) -> ExecState:
+    if not record.exited:
+        return ExecState.RUNNING
+    if record.timed_out:
+        return ExecState.TIMED_OUT
+    return ExecState.KILLED if record.status < 0 else ExecState.COMPLETED
+

@@ -1,0 +1,282 @@
+"""The connection to one box's agent: a non-blocking socket around the sans-IO protocol.
+
+Frames are dispatched in the event loop as they come; the socket is always drained, so a slow sink never delays a reply or another
+execution (the agent's windows bound what can be on its way).
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+
+from hutch.core import agentproto as proto
+from hutch.core.frames import Decoder, Frame, FrameError
+from hutch.errors import (
+    ExecError,
+    HutchError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+    ResourceExhaustedError,
+    SessionReapedError,
+    UnsupportedError,
+    UpstreamUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger("hutch.channel")
+
+_READ_SIZE = 512 * 1024
+_READS_PER_TURN = 4
+_ANSWER_SECONDS = 30.0
+
+_CAUSES = {
+    proto.FailCode.COMMAND_NOT_FOUND: "command_not_found",
+    proto.FailCode.NOT_EXECUTABLE: "not_executable",
+    proto.FailCode.BAD_CWD: "bad_cwd",
+    proto.FailCode.BAD_USER: "bad_user",
+    proto.FailCode.START_FAILED: "start_failed",
+}
+_ERRORS: dict[int, type[HutchError]] = {
+    proto.FailCode.INVALID: InvalidArgumentError,
+    proto.FailCode.NOT_FOUND: NotFoundError,
+    proto.FailCode.EXISTS: InvalidStateError,
+    proto.FailCode.FINISHED: InvalidStateError,
+    proto.FailCode.BUSY: InvalidStateError,
+    proto.FailCode.REAPED: SessionReapedError,
+    proto.FailCode.UNSUPPORTED: UnsupportedError,
+    proto.FailCode.RESOURCE: ResourceExhaustedError,
+}
+
+
+class Watcher(Protocol):
+    """What an execution looks like from its channel."""
+
+    def on_event(self, event: proto.Event) -> None: ...
+
+    def on_lost(self) -> None:
+        """The connection is gone."""
+
+
+class AgentChannel:
+    """A connection to an agent. Made by `open`; `close` is idempotent."""
+
+    def __init__(self, sock: socket.socket, on_closed: Callable[[], None] | None = None) -> None:
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._decoder = Decoder()
+        self._buffer = bytearray(_READ_SIZE)
+        self._view = memoryview(self._buffer)
+        # Bytes that the socket did not take yet.
+        self._unsent = bytearray()
+        self._requests: dict[int, asyncio.Future[proto.Answer]] = {}
+        self._numbers = itertools.count(1)
+        self._watchers: dict[str, Watcher] = {}
+        # Requests for shared memory under way, and the descriptors that came in for them.
+        self._expected_fds = 0
+        self._fds: list[int] = []
+        self._on_closed = on_closed
+        self.hello = proto.Hello(0, 0, False, 0.0)
+        self.closed = False
+        self._loop.add_reader(sock, self._on_readable)
+
+    @classmethod
+    async def open(cls, sock: socket.socket, on_closed: Callable[[], None] | None = None) -> AgentChannel:
+        """Take over a connected non-blocking socket and greet the agent. Raises `UpstreamUnavailableError`."""
+        channel = cls(sock, on_closed)
+        try:
+            answer = await channel.request(proto.hello)
+            if not isinstance(answer, proto.Hello) or answer.version != proto.VERSION:
+                raise UpstreamUnavailableError("the box's agent speaks another version of the protocol; restart the box")
+            channel.hello = answer
+        except BaseException:
+            channel.close()
+            raise
+        return channel
+
+    def watch(self, exec_id: str, watcher: Watcher) -> None:
+        """Deliver the events of an execution to ``watcher`` from now on."""
+        self._watchers[exec_id] = watcher
+
+    def unwatch(self, exec_id: str, watcher: Watcher) -> None:
+        """Stop delivering, if this watcher is the one."""
+        if self._watchers.get(exec_id) is watcher:
+            del self._watchers[exec_id]
+
+    async def request(self, build: Callable[[int], bytes], *, command: tuple[str, ...] = ()) -> proto.Answer:
+        """Send a request and wait for its answer. A refusal is raised as the error that it means."""
+        if self.closed:
+            raise UpstreamUnavailableError("the connection to the box's agent is closed")
+        number = next(self._numbers) & 0xFFFFFFFF or next(self._numbers)
+        future: asyncio.Future[proto.Answer] = self._loop.create_future()
+        self._requests[number] = future
+        try:
+            self.send(build(number))
+            try:
+                with anyio.fail_after(_ANSWER_SECONDS):
+                    answer = await future
+            except TimeoutError:
+                raise UpstreamUnavailableError(
+                    f"the box's agent did not answer within {_ANSWER_SECONDS:.0f} s; stop the box if it stays like that"
+                ) from None
+        finally:
+            self._requests.pop(number, None)
+        if isinstance(answer, proto.Failed):
+            raise _error(answer, command)
+        return answer
+
+    async def shared_window(self, exec_id: str, stream: int) -> tuple[int, int]:
+        """Ask for a stream's window as shared memory; returns (descriptor, size), the caller owns the descriptor.
+
+        Raises `UnsupportedError` or `FrameError` when what comes is not a sealed memory file of that size.
+        """
+        self._expected_fds += 1
+        try:
+            answer = await self.request(
+                lambda req: proto.simple(proto.Request.SHM, req=req, exec_id=exec_id, stream=stream)
+            )
+        finally:
+            self._expected_fds -= 1
+        if not isinstance(answer, proto.ShmOk) or not self._fds:
+            raise FrameError("the agent promised shared memory but passed no descriptor")
+        fd = self._fds.pop(0)
+        try:
+            _check_window(fd, answer.window)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, answer.window
+
+    def send(self, data: bytes) -> None:
+        """Queue bytes for the agent."""
+        if self.closed:
+            return
+        if self._unsent:
+            self._unsent += data
+            return
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._fail(error)
+            return
+        if sent < len(data):
+            self._unsent += memoryview(data)[sent:]
+            self._loop.add_writer(self._socket, self._on_writable)
+
+    def close(self) -> None:
+        """End the connection; requests that wait fail, watchers learn that it is lost."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(UpstreamUnavailableError("the connection to the box's agent was lost"))
+                future.exception()  # a caller that has gone away must not cause a warning
+        watchers, self._watchers = list(self._watchers.values()), {}
+        for watcher in watchers:
+            watcher.on_lost()
+        if self._on_closed is not None:
+            self._on_closed()
+
+    # Private methods: the socket.
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._loop.remove_writer(self._socket)
+
+    def _on_readable(self) -> None:
+        for _ in range(_READS_PER_TURN):
+            if self.closed:
+                return
+            try:
+                size = self._receive()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._fail(error)
+                return
+            if not size:
+                self._fail(None)
+                return
+            try:
+                for frame in self._decoder.receive(self._view[:size]):
+                    self._dispatch(frame)
+            except FrameError as error:
+                self._fail(error)
+                return
+            if size < _READ_SIZE:
+                return
+
+    def _receive(self) -> int:
+        if not self._expected_fds:
+            return self._socket.recv_into(self._buffer)
+        fds = array.array("i")
+        size, ancillary, _, _ = self._socket.recvmsg_into(
+            [self._buffer], socket.CMSG_LEN(16 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        self._fds += fds
+        return size
+
+    def _fail(self, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, ConnectionError):
+            log.warning("connection to an agent ended: %s", error)
+        self.close()
+
+    def _dispatch(self, frame: Frame) -> None:
+        answer = proto.decode_answer(frame)
+        if answer is not None:
+            future = self._requests.get(frame.req)
+            if future is not None and not future.done():
+                future.set_result(answer)
+            return
+        watcher = self._watchers.get(frame.exec_id)
+        if watcher is not None:
+            watcher.on_event(proto.decode_event(frame))
+
+
+def _error(answer: proto.Failed, command: tuple[str, ...]) -> HutchError:
+    cause = _CAUSES.get(proto.FailCode(answer.code)) if answer.code in set(proto.FailCode) else None
+    if cause is not None:
+        return ExecError(answer.message or cause, command=command, cause=cause)
+    kind = _ERRORS.get(answer.code, UpstreamUnavailableError)
+    return kind(answer.message or f"the box's agent refused (code {answer.code})")
+
+
+def _check_window(fd: int, window: int) -> None:
+    # A memory file that its sender could shrink would kill the reader with SIGBUS.
+    import fcntl
+
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+    with contextlib.suppress(OSError):
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals and os.fstat(fd).st_size == window:
+            return
+    raise FrameError("the agent passed a descriptor that is not a sealed window")

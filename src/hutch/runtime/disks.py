@@ -1,0 +1,122 @@
+"""Disks of boxes: a writable layer on top of frozen ones.
+
+Freezing the writable layer of a stopped box is a rename, so snapshots and clones of stopped boxes cost nothing; frozen layers are shared
+and are deleted when no box and no snapshot names them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from hutch.errors import DeadlineError, HutchError
+from hutch.host.files import locked
+from hutch.runtime.home import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from hutch.engine.base import Engine
+    from hutch.runtime.home import Home
+    from hutch.state import BoxRecord, Store
+
+_LOCK_SECONDS = 60.0
+
+
+class Disks:
+    """The frozen layers of one home."""
+
+    def __init__(self, home: Home, store: Store, engine: Engine) -> None:
+        self._home = home
+        self._store = store
+        self._engine = engine
+
+    @contextlib.asynccontextmanager
+    async def using(self) -> AsyncIterator[None]:
+        """While this is held no frozen layer is deleted, by any process: for layers that no record names yet."""
+        async with locked(self._home.lock("disks"), timeout=_LOCK_SECONDS, shared=True):
+            yield
+
+    async def settle(self, record: BoxRecord) -> BoxRecord:
+        """Finish a freeze or a restore that was interrupted, so that the disk is what the record says. The caller holds the box."""
+        directory = self._home.box(record.id)
+        upper = directory / "upper"
+        if record.reset_upper:
+            await self._engine.remove_tree(upper)
+            await self._engine.remove_tree(directory / "work")
+            return self._saved(record, reset_upper=False)
+        if record.disks and not self._home.disk(record.disks[0]).exists() and upper.exists():
+            os.rename(upper, self._home.disk(record.disks[0]))
+        return record
+
+    async def capture(self, record: BoxRecord, *, running: bool) -> tuple[str, ...]:
+        """Return frozen layers that hold the disk as it is now. The caller holds the box (frozen, if it runs) and `using`."""
+        upper = self._home.box(record.id) / "upper"
+        name = f"{new_id()}-box"
+        if running:
+            partial = self._home.disk(f".{name}")
+            await self._engine.copy_tree(upper, partial)
+            os.rename(partial, self._home.disk(name))
+            return (name, *record.disks)
+        record = await self.settle(record)
+        if not upper.exists() or not any(upper.iterdir()):
+            return record.disks
+        # The record first: should we die before the rename, `settle` does it.
+        record = self._saved(record, disks=(name, *record.disks))
+        os.rename(upper, self._home.disk(name))
+        await self._engine.remove_tree(self._home.box(record.id) / "work")
+        return record.disks
+
+    async def restore(self, record: BoxRecord, disks: tuple[str, ...]) -> None:
+        """Make these layers the box's disk. The caller holds the stopped box."""
+        before = record.disks
+        record = self._saved(record, disks=disks, reset_upper=True)
+        await self.settle(record)
+        await self.release(before)
+
+    async def release(self, names: Iterable[str]) -> None:
+        """Delete those of the layers that nothing names any more. When another process is using layers, `collect` does it later."""
+        await self._delete_unnamed(set(names))
+
+    async def collect(self) -> None:
+        """Delete all frozen layers that nothing names: what dead processes left."""
+        await self._delete_unnamed({entry.name for entry in os.scandir(self._home.disks)})
+
+    async def size(self, names: Iterable[str]) -> int:
+        """Return what the layers take on the host's disk, in bytes, as far as this user may look."""
+        return await anyio.to_thread.run_sync(lambda: sum(_usage(os.fspath(self._home.disk(n))) for n in names))
+
+    # Private methods.
+
+    async def _delete_unnamed(self, names: set[str]) -> None:
+        if not names:
+            return
+        with contextlib.suppress(DeadlineError):
+            async with locked(self._home.lock("disks"), timeout=0.05):
+                named = {disk for record in self._store.list_boxes() for disk in record.disks}
+                named |= {disk for record in self._store.list_snapshots() for disk in record.disks}
+                for name in names - named:
+                    with contextlib.suppress(HutchError):
+                        await self._engine.remove_tree(self._home.disk(name))
+
+    def _saved(self, record: BoxRecord, *, disks: tuple[str, ...] | None = None, reset_upper: bool = False) -> BoxRecord:
+        record = msgspec.structs.replace(
+            record, disks=record.disks if disks is None else disks, reset_upper=reset_upper
+        )
+        self._store.save_box(record)
+        return record
+
+
+def _usage(path: str) -> int:
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                total += entry.stat(follow_symlinks=False).st_blocks * 512
+                if entry.is_dir(follow_symlinks=False):
+                    total += _usage(entry.path)
+    return total

@@ -1,0 +1,564 @@
+"""One command in one box: the shell around `hutch.core.execstream`."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from hutch.core import agentproto as proto
+from hutch.core.credits import Credit
+from hutch.core.execstream import Ack, Chunk, Ended, ExecStream, Finished, Lost, Phase
+from hutch.core.execstream import Output as Effect
+from hutch.core.frames import FrameError
+from hutch.errors import (
+    DeadlineError,
+    HutchError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+    RuntimeClosedError,
+)
+from hutch.runtime.outputs import Collector, Consumer, Discard, OutputStream, Pump
+from hutch.types import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from hutch.core.sinks import Sink
+    from hutch.runtime.channel import AgentChannel
+    from hutch.runtime.outputs import Output
+
+COLLECT_LIMIT = 64 << 20
+# A stream that has delivered this much is read from shared memory from then on.
+_SHARE_AFTER = 1 << 20
+_STDIN_CHUNK = 64 * 1024
+# What the agent takes from the starter of an execution before it grants more.
+_STARTER_CREDIT = 64 * 1024
+
+DISCARD = object()
+"""As a sink: throw the stream away."""
+
+
+class Host:
+    """What an execution needs from the box that it runs in."""
+
+    def __init__(
+        self,
+        *,
+        box: str,
+        reconnect: Callable[[], Awaitable[AgentChannel | None]],
+        spawn: Callable[..., None],
+        oom_kills: Callable[[], int | None],
+        forget: Callable[[LocalExecution], None],
+    ) -> None:
+        # The box's id, for messages.
+        self.box = box
+        # Returns a new channel, or None when the box does not run any more.
+        self.reconnect = reconnect
+        # Runs a coroutine function in the runtime's task group.
+        self.spawn = spawn
+        self.oom_kills = oom_kills
+        # Called once, when the execution has finished or was closed.
+        self.forget = forget
+
+
+class ExecStdin:
+    """The standard input of an execution. Implements `hutch.sdk.base.Stdin`."""
+
+    def __init__(self, execution: LocalExecution, *, opened: bool) -> None:
+        self._execution = execution
+        self._credit = Credit()
+        self._more = anyio.Event()
+        self._order = anyio.Lock()
+        self._opened = opened
+        self._closed = not opened
+        self._begun = False
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes, all and in order, waiting while the command does not read. Raises `InvalidStateError` after `close`."""
+        self._execution.check_open()
+        if not self._opened:
+            raise InvalidStateError("the command was started without a standard input; pass stdin=True")
+        view = memoryview(data)
+        async with self._order:
+            if self._closed:
+                raise InvalidStateError("the standard input was closed")
+            while view and not self._credit.closed:
+                size = self._credit.draw(min(len(view), _STDIN_CHUNK))
+                if not size:
+                    self._more = anyio.Event()
+                    await self._more.wait()
+                    self._execution.check_open()
+                    continue
+                self._execution.send(proto.stdin(self._execution.id, bytes(view[:size])))
+                view = view[size:]
+
+    async def close(self) -> None:
+        """Send end of file. Idempotent."""
+        async with self._order:
+            if self._closed:
+                return
+            self._closed = True
+            self._execution.send(proto.stdin_eof(self._execution.id))
+
+    @property
+    def opened(self) -> bool:
+        """Whether the command was started with one."""
+        return self._opened
+
+    def begin(self, size: int) -> None:
+        """The credit that this connection starts with; it is told at each attach and counts once."""
+        if not self._begun:
+            self._begun = True
+            self.grant(size)
+
+    def restart(self) -> None:
+        """The connection is a new one: its credit is yet to be told."""
+        self._begun = False
+        self._credit.draw(self._credit.size)
+
+    def grant(self, size: int) -> None:
+        """The agent takes so many bytes more."""
+        self._credit.grant(size)
+        self._more.set()
+
+    @property
+    def released(self) -> bool:
+        """Whether the command does not read any more."""
+        return self._credit.closed
+
+    def release(self) -> None:
+        """The command does not read any more: whoever waits goes on, what comes is thrown away."""
+        self._credit.close()
+        self._more.set()
+
+
+class LocalExecution:
+    """A running or finished command. Implements `hutch.sdk.base.Execution`."""
+
+    def __init__(
+        self,
+        host: Host,
+        channel: AgentChannel,
+        exec_id: str,
+        *,
+        tty: bool = False,
+        stdin: bool = False,
+        collect_limit: int = COLLECT_LIMIT,
+        on_exit: Callable[[Result], Any] | None = None,
+    ) -> None:
+        self.id = exec_id
+        self.pid = 0
+        self.tty = tty
+        self._host = host
+        self._channel = channel
+        streams = (proto.STDOUT,) if tty else proto.STREAMS
+        self._machine = ExecStream(window=channel.hello.window, streams=streams)
+        self._streams = streams
+        self._collect_limit = collect_limit
+        self._outputs: dict[int, Output] = {}
+        # Streams that the agent was asked to send.
+        self._watched: set[int] = set()
+        self._windows: dict[int, mmap.mmap | None] = {}
+        self._volume = dict.fromkeys(streams, 0)
+        self._reaped = anyio.Event()
+        self._done = anyio.Event()
+        self._error: BaseException | None = None
+        self._result: Result | None = None
+        self._closed = False
+        self._on_exit = on_exit
+        self._oom_before = host.oom_kills()
+        self._oom_killed = False
+        self._started = anyio.current_time()
+        self._duration = 0.0
+        self.stdin = ExecStdin(self, opened=stdin)
+        self.stdout = OutputStream(lambda: self._iterate(proto.STDOUT), lambda: self._machine.dropped(proto.STDOUT))
+        self.stderr = OutputStream(lambda: self._iterate(proto.STDERR), lambda: self._machine.dropped(proto.STDERR))
+        channel.watch(exec_id, self)
+
+    # What the caller sees.
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, once the terminal event was seen."""
+        return self._result.exit_code if self._result else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the terminal event was seen."""
+        return self._done.is_set()
+
+    async def wait(self, timeout: float | None = None) -> Result:
+        """Wait for the end and for every byte to be delivered. See `hutch.sdk.base.Execution.wait`."""
+        if timeout is not None and (math.isnan(timeout) or timeout < 0):
+            raise InvalidArgumentError(f"timeout {timeout} is not a number of seconds")
+        self.check_open()
+        if not self._done.is_set():
+            self._claim_rest()
+            try:
+                with anyio.fail_after(timeout):
+                    await self._reaped.wait()
+            except TimeoutError:
+                if not self._reaped.is_set():
+                    raise DeadlineError(f"the command still runs after {timeout:g} s; it was left running") from None
+            # Once it is reaped a deadline no longer cuts the drain.
+            await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        if self._result is None:
+            raise InvalidStateError("the execution was closed")
+        return self._result
+
+    async def signal(self, signum: int) -> None:
+        """Send a signal to the process group."""
+        self._check_running()
+        if not 1 <= signum <= 64:
+            raise InvalidArgumentError(f"signal {signum} does not exist")
+        await self._channel.request(lambda req: proto.signal(self.id, signum, req=req))
+
+    async def kill(self) -> None:
+        """Send SIGKILL to the process group."""
+        await self.signal(9)
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Set the terminal's size."""
+        if not self.tty:
+            raise InvalidArgumentError("the command has no terminal; start it with tty=True to resize it")
+        check_size(rows, cols)
+        self._check_running()
+        await self._channel.request(lambda req: proto.resize(self.id, rows, cols, req=req))
+
+    async def close(self) -> None:
+        """Let go of the execution; the command goes on. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._done.is_set() and self._watched and not self._channel.closed:
+            self.send(proto.detach(self.id, sorted(self._watched)))
+        self._release()
+        self._reaped.set()
+        self._done.set()
+
+    def feed(self, data: bytes) -> None:
+        """Write the data to the standard input and close it, in the background."""
+        self._host.spawn(self._feed_stdin, data)
+
+    # What the box and the runtime use.
+
+    def set_sink(self, stream: int, sink: Sink | object) -> None:
+        """Decide where a stream goes, before its first byte is asked for."""
+        if stream not in self._streams:
+            return
+
+        def delivered(position: int) -> None:
+            self._apply(self._machine.delivered(stream, position))
+
+        output: Output
+        if sink is DISCARD:
+            output = Discard(delivered)
+        else:
+            output = Pump(delivered, sink, self._host.spawn)  # type: ignore[arg-type]  # anything else is a Sink
+        self._outputs[stream] = output
+
+    def set_collectors(self) -> None:
+        """Collect all streams that have no sink."""
+        for stream in self._streams:
+            if stream not in self._outputs:
+                self._outputs[stream] = Collector(self._deliverer(stream), self._collect_limit)
+
+    def watches_all(self) -> bool:
+        """Whether every stream has somewhere to go."""
+        return all(stream in self._outputs for stream in self._streams)
+
+    def started(self, pid: int, *, watched: bool) -> None:
+        """The agent has started it; ``watched``: it sends all streams already."""
+        self.pid = pid
+        if watched:
+            self._watched |= set(self._streams)
+            self.stdin.begin(_STARTER_CREDIT)
+        elif self._outputs or self.stdin.opened:
+            self._watched |= set(self._outputs)
+            self._host.spawn(self._attach_or_fail, set(self._outputs))
+
+    def rewind(self, positions: dict[int, int]) -> None:
+        """Watch from these positions on instead of from the start."""
+        for stream, position in positions.items():
+            if stream in self._streams and position:
+                self._machine.rewind(stream, position)
+
+    async def attach_first(self) -> None:
+        """Attach to an execution that someone else started. Raises `NotFoundError` or `SessionReapedError`."""
+        wanted = set(self._outputs) - self._watched
+        self._watched |= wanted
+        answer = await self._channel.request(
+            lambda req: proto.attach(self.id, self._machine.positions(wanted), req=req)
+        )
+        if isinstance(answer, proto.Attached):
+            self.stdin.begin(answer.stdin_credit)
+
+    def send(self, data: bytes) -> None:
+        """Send a frame to the agent."""
+        self._channel.send(data)
+
+    @property
+    def input_closed(self) -> bool:
+        """Whether what is written to the standard input is thrown away."""
+        return self.stdin.released
+
+    async def kill_quietly(self) -> None:
+        """Kill the command, if it still runs."""
+        with contextlib.suppress(HutchError):
+            await self.kill()
+
+    def check_open(self) -> None:
+        """Raise `InvalidStateError` if the execution was closed, `RuntimeClosedError` if its runtime was."""
+        if isinstance(self._error, RuntimeClosedError):
+            raise self._error
+        if self._closed:
+            raise InvalidStateError("the execution was closed")
+
+    def on_event(self, event: proto.Event) -> None:
+        """Take an event from the channel."""
+        if isinstance(event, proto.StdinCredit):
+            self.stdin.grant(event.size)
+        elif isinstance(event, proto.StdinClosed):
+            self.stdin.release()
+        else:
+            self._apply(self._machine.receive(event))
+
+    def on_lost(self) -> None:
+        """The connection is gone: connect again and go on where it was, or learn that the box is gone."""
+        if not self._done.is_set():
+            self._host.spawn(self._resume)
+
+    def runtime_closed(self) -> None:
+        """The runtime is being closed: end every wait, with what there is."""
+        if self._done.is_set():
+            return
+        code = self._machine.exit.status if self._machine.exit else None
+        self._error = self._error or RuntimeClosedError(
+            "the runtime was closed while the command ran" if code is None else "the runtime was closed during the drain",
+            exit_code=code,
+            stdout=self._collected(proto.STDOUT),
+            stderr=self._collected(proto.STDERR),
+        )
+        self._release()
+        self._reaped.set()
+        self._done.set()
+
+    # Private methods: streams.
+
+    async def _feed_stdin(self, data: bytes) -> None:
+        with contextlib.suppress(InvalidStateError):  # closed meanwhile: nobody wants the rest
+            await self.stdin.write(data)
+            await self.stdin.close()
+
+    def _deliverer(self, stream: int) -> Callable[[int], None]:
+        return lambda position: self._apply(self._machine.delivered(stream, position))
+
+    async def _iterate(self, stream: int) -> Consumer:
+        self.check_open()
+        if stream not in self._streams:  # a terminal has one merged stream
+            consumer = Consumer(lambda position: None)
+            consumer.end()
+            return consumer
+        if stream in self._outputs:
+            raise InvalidStateError("this output already has a reader or a sink")
+        consumer = Consumer(self._deliverer(stream))
+        self._outputs[stream] = consumer
+        self._attach({stream})
+        return consumer
+
+    def _claim_rest(self) -> None:
+        before = set(self._outputs)
+        self.set_collectors()
+        self._attach(set(self._outputs) - before)
+
+    def _attach(self, streams: set[int]) -> None:
+        wanted = streams - self._watched
+        if not wanted:
+            return
+        self._watched |= wanted
+        self._host.spawn(self._attach_or_fail, wanted)
+
+    async def _attach_or_fail(self, streams: set[int]) -> None:
+        try:
+            answer = await self._channel.request(
+                lambda req: proto.attach(self.id, self._machine.positions(streams), req=req)
+            )
+        except HutchError as error:
+            if not self._channel.closed:  # otherwise the loss of the channel is dealt with
+                self._fail(error)
+            return
+        if isinstance(answer, proto.Attached):
+            self.stdin.begin(answer.stdin_credit)
+
+    def _apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Chunk):
+                self._hand_over(effect)
+            elif isinstance(effect, Ack):
+                self.send(proto.ack(self.id, effect.stream, effect.position))
+            elif isinstance(effect, Ended):
+                if (output := self._outputs.get(effect.stream)) is not None:
+                    output.end()
+            elif isinstance(effect, Finished):
+                self._finish(effect.exit)
+            elif isinstance(effect, Lost):
+                pass  # counted by the machine; the stream's `dropped` tells
+        if self._machine.phase is not Phase.RUNNING and not self._reaped.is_set():
+            self._reap()
+
+    def _hand_over(self, chunk: Chunk) -> None:
+        output = self._outputs.get(chunk.stream)
+        if output is None:
+            raise FrameError("the agent sent output that nobody asked for")
+        end = chunk.position + chunk.length
+        if chunk.data is not None:
+            output.feed(end, chunk.data)
+            self._volume[chunk.stream] += chunk.length
+            if self._volume[chunk.stream] >= _SHARE_AFTER:
+                self._share(chunk.stream, output)
+            return
+        window = self._windows.get(chunk.stream)
+        if window is None:
+            raise FrameError("the agent announced shared output before the window was shared")
+        view = memoryview(window)
+        offset = chunk.position % len(window)
+        first = min(chunk.length, len(window) - offset)
+        output.feed(chunk.position + first, view[offset : offset + first])
+        if first < chunk.length:
+            output.feed(end, view[: chunk.length - first])
+
+    def _share(self, stream: int, output: Output) -> None:
+        if stream in self._windows or not self._channel.hello.shared_memory or not isinstance(output, Pump):
+            return
+        self._windows[stream] = None
+        self._host.spawn(self._map_window, stream)
+
+    async def _map_window(self, stream: int) -> None:
+        with contextlib.suppress(HutchError):  # without it the bytes go on coming in frames
+            fd, size = await self._channel.shared_window(self.id, stream)
+            try:
+                self._windows[stream] = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+            finally:
+                os.close(fd)
+
+    # Private methods: the end.
+
+    def _reap(self) -> None:
+        self._duration = anyio.current_time() - self._started
+        self.stdin.release()
+        if self._oom_before is not None:
+            now = self._host.oom_kills()
+            self._oom_killed = now is not None and now > self._oom_before
+        self._reaped.set()
+
+    def _finish(self, exit: proto.Exited) -> None:
+        if not self._reaped.is_set():
+            self._reap()
+        collectors = [o for o in self._outputs.values() if isinstance(o, Collector)]
+        overflow = sum(c.overflow for c in collectors)
+        dropped = sum(self._machine.dropped(s) for s in self._streams)
+        self._result = Result(
+            exit_code=exit.status,
+            stdout=self._collected(proto.STDOUT),
+            stderr=self._collected(proto.STDERR),
+            timed_out=exit.timed_out,
+            truncated=bool(overflow) or self._machine.incomplete,
+            dropped=dropped + overflow,
+            lingering=self._machine.lingering,
+            oom_killed=self._oom_killed,
+            duration=self._duration,
+            user_seconds=exit.user,
+            system_seconds=exit.system,
+            max_rss=exit.max_rss,
+        )
+        for output in self._outputs.values():
+            if isinstance(output, Pump) and output.error is not None and self._error is None:
+                self._error = output.error
+                with contextlib.suppress(AttributeError, TypeError):
+                    output.error.exit_code = exit.status  # type: ignore[attr-defined]  # the contract: it carries the exit code
+        self._release()
+        if self._on_exit is not None and self._error is None:
+            try:
+                self._on_exit(self._result)
+            except Exception as error:
+                self._error = error
+        self._done.set()
+
+    def _fail(self, error: BaseException) -> None:
+        if self._done.is_set():
+            return
+        self._error = error
+        self._release()
+        self._reaped.set()
+        self._done.set()
+
+    def _release(self) -> None:
+        self._channel.unwatch(self.id, self)
+        self.stdin.release()
+        for stream, output in self._outputs.items():
+            if not (self._done.is_set() or self._result is not None):
+                output.close()
+            window = self._windows.pop(stream, None)
+            if window is not None:
+                with contextlib.suppress(BufferError):  # a sink still holds a view; the map goes with it
+                    window.close()
+        self._host.forget(self)
+
+    def _collected(self, stream: int) -> bytes:
+        output = self._outputs.get(stream)
+        return output.getvalue() if isinstance(output, Collector) else b""
+
+    def _check_running(self) -> None:
+        self.check_open()
+        if self._machine.phase is not Phase.RUNNING:
+            raise InvalidStateError("the command has ended")
+
+    async def _resume(self) -> None:
+        if self._done.is_set():
+            return
+        channel = await self._host.reconnect()
+        if self._done.is_set():
+            return
+        if channel is not None:
+            self._channel = channel
+            self._windows.clear()
+            channel.watch(self.id, self)
+            self.stdin.restart()
+            try:
+                await self._attach_again(channel)
+            except NotFoundError:
+                channel.unwatch(self.id, self)  # the box was started anew: this run of it is over
+            except HutchError as error:
+                if not channel.closed:
+                    self._fail(error)
+                return
+            else:
+                return
+        self._apply(self._machine.abandon(proto.Exited(-9, False, 0.0, 0.0, 0.0, 0)))
+        if not self._done.is_set() and not self._watched:
+            self._claim_nothing()
+
+    async def _attach_again(self, channel: AgentChannel) -> None:
+        positions = self._machine.positions(self._watched)
+        answer = await channel.request(lambda req: proto.attach(self.id, positions, req=req))
+        if isinstance(answer, proto.Attached):
+            self.stdin.begin(answer.stdin_credit)
+
+    def _claim_nothing(self) -> None:
+        # Nobody watches a stream, so nobody will deliver what was never received.
+        for stream in self._streams:
+            self._outputs.setdefault(stream, Discard(self._deliverer(stream)))
+
+
+def check_size(rows: int, cols: int) -> None:
+    """Raise `InvalidArgumentError` for a terminal size that cannot be."""
+    if not (1 <= rows <= 0xFFFF and 1 <= cols <= 0xFFFF):
+        raise InvalidArgumentError(f"terminal size {rows}x{cols} is not valid: rows and columns are 1 to 65535")

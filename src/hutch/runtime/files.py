@@ -1,0 +1,328 @@
+"""Files of a box: they travel as a tar stream through an execution of the agent's own (docs/agent-protocol.md, "Files").
+
+The box's side runs confined in the box. The host's side writes what it receives below one directory and nowhere else, whatever the names in
+the stream are; see `hutch.host.untar`.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import posixpath
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from hutch.core import agentproto as proto
+from hutch.core.filelist import parse_listing
+from hutch.errors import (
+    AlreadyExistsError,
+    HutchError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    StorageError,
+)
+from hutch.host.untar import extract_below
+from hutch.runtime.execution import DISCARD
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hutch.runtime.box import LocalBox
+    from hutch.runtime.execution import LocalExecution
+    from hutch.types import FileInfo, Result
+
+_PIECE = 256 * 1024
+_MAX_LISTING = 256 << 20
+
+
+class BoxFiles:
+    """The files of one box. Implements `hutch.sdk.base.Files`."""
+
+    def __init__(self, box: LocalBox) -> None:
+        self._box = box
+
+    async def read(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
+        """Return a file's bytes."""
+        info = await self.stat(path)
+        if info.type == "symlink":
+            raise NotFoundError(f"{path} is a symlink that leads nowhere")
+        if info.type != "file":
+            raise InvalidArgumentError(f"{path} is a {info.type}, not a file")
+        if info.size > max_bytes:
+            raise ResourceExhaustedError(f"{path} has {info.size} bytes, more than the limit of {max_bytes}; use get")
+        buffer = io.BytesIO()
+
+        def consume(stream: tarfile.TarFile) -> None:
+            member = stream.next()
+            content = stream.extractfile(member) if member is not None and member.isreg() else None
+            if content is None:
+                raise InvalidArgumentError(f"{path} is not a file")
+            while piece := content.read(_PIECE):
+                if buffer.tell() + len(piece) > max_bytes:
+                    raise ResourceExhaustedError(f"{path} is larger than the limit of {max_bytes} bytes; use get")
+                buffer.write(piece)
+
+        await self._receive(path, consume)
+        return buffer.getvalue()
+
+    async def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Create or replace a file, atomically; missing parent directories are made."""
+        content = data.encode() if isinstance(data, str) else data
+        parent, name = posixpath.split(path)
+        if not name or name in (".", ".."):
+            raise InvalidArgumentError(f"{path!r} is not the name of a file")
+        parent = parent or "."
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        info.mode = mode & 0o7777
+        info.mtime = _now()
+        await self._make_parents(parent)
+        await self._send(parent, lambda stream: stream.addfile(info, io.BytesIO(content)))
+
+    async def put(
+        self, source: str | Path, target: str, *, overwrite: bool = True, follow_symlinks: bool = False
+    ) -> None:
+        """Copy a host file or directory into the box. See `hutch.sdk.base.Files.put`."""
+        path = Path(source)
+        if not os.path.lexists(path):
+            raise NotFoundError(f"{path} does not exist on the host")
+        parent, name = await self._destination(target, path.name or path.resolve().name)
+        if not overwrite and await self._exists(posixpath.join(parent, name)):
+            raise AlreadyExistsError(f"{posixpath.join(parent, name)} exists in the box already")
+
+        def produce(stream: tarfile.TarFile) -> None:
+            stream.dereference = follow_symlinks
+            stream.add(path, arcname=name, filter=_portable)
+
+        await self._make_parents(parent)
+        await self._send(parent, produce)
+
+    async def get(self, source: str, target: str | Path, *, overwrite: bool = True) -> None:
+        """Copy a file or directory of the box to the host. See `hutch.sdk.base.Files.get`."""
+        path = Path(target)
+        name = posixpath.basename(posixpath.normpath(source)) or "root"
+        if path.is_dir() or str(target).endswith("/"):
+            parent = path
+            if not path.is_dir():
+                raise NotFoundError(f"the directory {path} does not exist on the host")
+        else:
+            parent, name = path.parent, path.name
+            if not parent.is_dir():
+                raise NotFoundError(f"the directory {parent} does not exist on the host")
+        if not overwrite and os.path.lexists(parent / name):
+            raise AlreadyExistsError(f"{parent / name} exists on the host already")
+        await self._receive(source, lambda stream: extract_below(stream, parent, name))
+
+    async def list(self, path: str) -> list[FileInfo]:
+        """List a directory, by name."""
+        found = await self._query(proto.FileOp.LIST, path)
+        return sorted(found, key=lambda info: info.name)
+
+    async def stat(self, path: str) -> FileInfo:
+        """Describe one file, following symlinks."""
+        found = await self._query(proto.FileOp.STAT, path)
+        if len(found) != 1:
+            raise HutchError(f"the box's agent gave {len(found)} answers about {path}")
+        return found[0]
+
+    # Private methods.
+
+    async def _query(self, op: proto.FileOp, path: str) -> builtins.list[FileInfo]:
+        execution = await self._box.start_file_op(op, path, collect=_MAX_LISTING)
+        try:
+            result = await execution.wait()
+        finally:
+            await self._box.dispose(execution)
+        _check(result, path)
+        if result.truncated:
+            raise ResourceExhaustedError(f"{path} has too many entries to list")
+        return parse_listing(result.stdout)
+
+    async def _exists(self, path: str) -> bool:
+        try:
+            await self.stat(path)
+        except NotFoundError:
+            return False
+        return True
+
+    async def _destination(self, target: str, name: str) -> tuple[str, str]:
+        if target.endswith("/"):
+            return target, name
+        try:
+            if (await self.stat(target)).type == "directory":
+                return target, name
+        except NotFoundError:
+            pass
+        parent, base = posixpath.split(target)
+        if base in ("", ".", ".."):
+            raise InvalidArgumentError(f"{target!r} is not a name in the box")
+        return parent or ".", base
+
+    async def _make_parents(self, path: str) -> None:
+        missing: list[str] = []
+        head = path.rstrip("/") or "/"
+        while head not in ("/", ".", "") and not await self._exists(head):
+            head, name = posixpath.split(head)
+            missing.append(name)
+        if not missing:
+            return
+
+        def produce(stream: tarfile.TarFile) -> None:
+            built = ""
+            for name in reversed(missing):
+                built = posixpath.join(built, name)
+                info = tarfile.TarInfo(built)
+                info.type = tarfile.DIRTYPE
+                info.mode = 0o755
+                info.mtime = _now()
+                stream.addfile(info)
+
+        await self._send(head or ".", produce)
+
+    async def _send(self, directory: str, produce: Callable[[tarfile.TarFile], None]) -> None:
+        """Stream a tar that ``produce`` writes (in a thread) to the agent, which unpacks it below the directory."""
+        execution = await self._box.start_file_op(
+            proto.FileOp.PUT, directory, stdin=True, collect=_PIECE, linger=None
+        )
+        try:
+            await _feed_tar(execution, produce)
+            _check(await execution.wait(), directory)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._box.dispose(execution)
+
+    async def _receive(self, path: str, consume: Callable[[tarfile.TarFile], None]) -> None:
+        """Let ``consume`` (in a thread) read the tar that the agent makes of a path."""
+        read_end, write_end = os.pipe()
+        sink = open(write_end, "wb", buffering=0)  # noqa: SIM115  # closed by the end of the execution below
+        errors = io.BytesIO()
+        try:
+            execution = await self._box.start_file_op(
+                proto.FileOp.GET, path, sinks={proto.STDOUT: sink, proto.STDERR: errors}, linger=None
+            )
+        except BaseException:
+            os.close(read_end)
+            sink.close()
+            raise
+        failure: Exception | None = None
+
+        async def read() -> None:
+            nonlocal failure
+            try:
+                await anyio.to_thread.run_sync(_consume, read_end, consume)
+            except (HutchError, OSError, tarfile.TarError) as error:
+                failure = error
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read)
+                result, broken = await _outcome(execution)
+                sink.close()
+        finally:
+            sink.close()
+            with anyio.CancelScope(shield=True):
+                await self._box.dispose(execution)
+        if result is not None:
+            _check(result, path, errors.getvalue())
+        if failure is not None:
+            raise _named(failure, path)
+        if broken is not None:
+            raise _named(broken, path)
+
+
+async def _outcome(execution: LocalExecution) -> tuple[Result | None, Exception | None]:
+    try:
+        return await execution.wait(), None
+    except BrokenPipeError:  # the reader has given up, and says why
+        return None, None
+    except (HutchError, OSError) as error:
+        return None, error
+
+
+async def _feed_tar(execution: LocalExecution, produce: Callable[[tarfile.TarFile], None]) -> None:
+    read_end, write_end = os.pipe()
+    failure: Exception | None = None
+
+    def write() -> None:
+        with open(write_end, "wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as stream:
+            produce(stream)
+
+    async def run() -> None:
+        nonlocal failure
+        try:
+            await anyio.to_thread.run_sync(write)
+        except BrokenPipeError:  # the box gave up: its error message tells
+            pass
+        except (OSError, tarfile.TarError, HutchError) as error:
+            failure = error
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        try:
+            while data := await anyio.to_thread.run_sync(os.read, read_end, _PIECE):
+                if execution.input_closed:
+                    break
+                await execution.stdin.write(data)
+        finally:
+            os.close(read_end)
+    if failure is not None:
+        # Without its end the archive is refused, so nothing half is left under a final name.
+        await execution.kill_quietly()
+        raise _named(failure, "the source")
+    await execution.stdin.close()
+
+
+def _consume(read_end: int, consume: Callable[[tarfile.TarFile], None]) -> None:
+    with open(read_end, "rb") as file:
+        with tarfile.open(fileobj=file, mode="r|") as stream:
+            consume(stream)
+        while file.read(_PIECE):  # up to the end, so that the box's side ends well
+            pass
+
+
+def _check(result: Result, path: str, errors: bytes = b"") -> None:
+    if result.exit_code == 0:
+        return
+    message = (result.stderr or errors).decode("utf-8", "replace").strip()[:500] or f"{path}: exit code {result.exit_code}"
+    if result.exit_code == 2:
+        raise NotFoundError(message)
+    if "ermission denied" in message or "not permitted" in message:
+        raise PermissionDeniedError(message)
+    if "No space left" in message or "Disk quota" in message:
+        raise ResourceExhaustedError(message)
+    if result.exit_code < 0:
+        raise StorageError(f"{path}: the transfer was ended by signal {-result.exit_code} ({message})")
+    raise InvalidArgumentError(message)
+
+
+def _named(error: Exception, path: str) -> Exception:
+    if isinstance(error, HutchError):
+        return error
+    if isinstance(error, PermissionError):
+        return PermissionDeniedError(f"{path}: {error}")
+    return StorageError(f"{path}: {error}")
+
+
+def _portable(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """The host's owners mean nothing in the box, and its special files have no business there."""
+    if not (info.isreg() or info.isdir() or info.issym() or info.islnk()):
+        return None
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info
+
+
+def _now() -> float:
+    import time
+
+    return time.time()
+
+
+__all__ = ["DISCARD", "BoxFiles"]

@@ -1,0 +1,133 @@
+"""Images and volumes of a home, as the caller sees them."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from hutch.core import ids
+from hutch.errors import InvalidStateError, NotFoundError
+from hutch.runtime.home import new_id
+from hutch.state import VolumeRecord
+from hutch.types import VolumeInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from hutch.runtime.runtime import LocalRuntime
+    from hutch.types import ImageInfo, Progress
+
+class LocalImages:
+    """The images of one home. Implements `hutch.sdk.base.Images`."""
+
+    def __init__(self, runtime: LocalRuntime) -> None:
+        self._store = runtime.image_store
+        self._records = runtime.store
+
+    async def pull(
+        self,
+        reference: str,
+        *,
+        platform: str | None = None,
+        always: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> ImageInfo:
+        """Fetch an image from its registry. Raises `ImageError`."""
+        return await self._store.pull(reference, platform=platform, always=always, progress=progress)
+
+    async def load(
+        self,
+        path: str | Path,
+        *,
+        reference: str | None = None,
+        platform: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> builtins.list[ImageInfo]:
+        """Read images from an OCI layout or archive, a `docker save` archive, or a root file system. Raises `ImageError`."""
+        return await self._store.load(Path(path), reference=reference, platform=platform, progress=progress)
+
+    async def bootstrap(
+        self,
+        flavour: str = "debian",
+        *,
+        reference: str | None = None,
+        packages: Sequence[str] = (),
+        progress: Callable[[Progress], None] | None = None,
+    ) -> ImageInfo:
+        """Assemble an image from the machine's Debian mirror, without a registry."""
+        return await self._store.bootstrap(flavour, reference=reference, packages=packages, progress=progress)
+
+    async def get(self, reference: str) -> ImageInfo:
+        """Find a local image. Raises `NotFoundError`."""
+        return self._store.get(reference)
+
+    async def list(self) -> list[ImageInfo]:
+        """List the local images."""
+        return self._store.list()
+
+    async def remove(self, reference: str) -> builtins.list[str]:
+        """Remove a reference, and the image with its last one. Raises `InvalidStateError` while a box needs it."""
+        return await self._store.remove(reference, in_use=self._in_use())
+
+    async def prune(self, *, all: bool = False) -> int:
+        """Delete images without a reference (``all``: that no box uses) and their layers; returns the bytes freed."""
+        return await self._store.prune(in_use=self._in_use(), all=all)
+
+    def _in_use(self) -> set[str]:
+        return {record.image_digest for record in self._records.list_boxes() if record.image_digest}
+
+
+class LocalVolumes:
+    """The managed volumes of one home. Implements `hutch.sdk.base.Volumes`."""
+
+    def __init__(self, runtime: LocalRuntime) -> None:
+        self._runtime = runtime
+        self._store = runtime.store
+
+    async def create(self, name: str) -> VolumeInfo:
+        """Make a volume. Raises `AlreadyExistsError`."""
+        record = VolumeRecord(id=new_id(), name=ids.check_volume_name(name), created_at=time.time())
+        path = self._runtime.home.volume(record.id)
+        path.mkdir(mode=0o755)
+        try:
+            self._store.add_volume(record)
+        except BaseException:
+            path.rmdir()
+            raise
+        return _describe(record)
+
+    async def list(self) -> list[VolumeInfo]:
+        """List the volumes, oldest first."""
+        return [_describe(record) for record in self._store.list_volumes()]
+
+    async def get(self, name: str) -> VolumeInfo:
+        """Find a volume by name. Raises `NotFoundError`."""
+        return _describe(self._find(name))
+
+    async def remove(self, name: str) -> None:
+        """Remove a volume and its files. Raises `InvalidStateError` while a box names it."""
+        record = self._find(name)
+        users = [
+            box.spec.name or box.id
+            for box in self._store.list_boxes()
+            if any(mount.volume == name for mount in box.spec.mounts)
+        ]
+        if users:
+            raise InvalidStateError(f"volume {name!r} is used by {', '.join(users[:5])}; remove the boxes first")
+        self._store.remove_volume(record.id)
+        with anyio.CancelScope(shield=True):
+            await self._runtime.engine.remove_tree(self._runtime.home.volume(record.id))
+
+    def _find(self, name: str) -> VolumeRecord:
+        record = self._store.get_volume(name)
+        if record is None:
+            raise NotFoundError(f"volume {name!r} does not exist")
+        return record
+
+
+def _describe(record: VolumeRecord) -> VolumeInfo:
+    return VolumeInfo(id=record.id, name=record.name, created_at=record.created_at)

@@ -1,0 +1,408 @@
+"""The lives of the boxes of one home: start, stop, observe, recover, and the channels to those that run.
+
+A change to one box is made under its lock file, so that any number of processes can share a home. The truth about a running box is what the engine
+observes; records follow, here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from hutch.core import agentproto as proto
+from hutch.core import lifecycle
+from hutch.core.lifecycle import Event, Use
+from hutch.engine.base import BoxPlan, Lower, MountPlan
+from hutch.errors import (
+    HutchError,
+    InvalidStateError,
+    NotFoundError,
+    StoppedError,
+)
+from hutch.host.files import locked
+from hutch.runtime import logs
+from hutch.runtime.channel import AgentChannel
+from hutch.types import BoxInfo, BoxState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from hutch.engine.base import Engine
+    from hutch.image import ImageStore
+    from hutch.runtime.disks import Disks
+    from hutch.runtime.home import Home
+    from hutch.state import BoxRecord, Store
+
+log = logging.getLogger("hutch.runtime")
+
+ALIVE = (BoxState.RUNNING, BoxState.STOPPING, BoxState.PAUSED, BoxState.UNKNOWN)
+_LOCK_SECONDS = 120.0
+# What a box gets beyond its grace time before its PID 1 is killed.
+_STOP_MARGIN = 2.0
+
+
+class Lives:
+    """See the module."""
+
+    def __init__(self, home: Home, store: Store, engine: Engine, images: ImageStore, disks: Disks) -> None:
+        self._home = home
+        self._store = store
+        self._engine = engine
+        self._images = images
+        self._disks = disks
+        self._channels: dict[str, AgentChannel] = {}
+        self._connecting: dict[str, anyio.Lock] = {}
+        # Settings of boxes that were used through a channel: what an execution needs of the record.
+        self._settings: dict[str, BoxRecord] = {}
+        # Boxes that this process started.
+        self.started: set[str] = set()
+        self._closed = False
+
+    # Records.
+
+    def record(self, box_id: str) -> BoxRecord:
+        """Return a box's record as it stands. Raises `NotFoundError`."""
+        record = self._store.get_box(box_id)
+        if record is None:
+            raise NotFoundError(f"box {box_id} does not exist; it may have been removed")
+        return record
+
+    def settings(self, box_id: str) -> BoxRecord:
+        """Return the record of a box whose channel is open (it may lag behind in state, not in configuration)."""
+        return self._settings.get(box_id) or self.record(box_id)
+
+    async def info(self, box_id: str) -> BoxInfo:
+        """Return a box's record and true state."""
+        return describe(await self.refresh(box_id))
+
+    async def refresh(self, box_id: str) -> BoxRecord:
+        """Bring a record up to date with what the engine observes, and return it."""
+        record = self.record(box_id)
+        if record.state not in ALIVE or self._engine.observe(self._home.box(box_id)).running:
+            return record
+        async with self._locked(box_id):
+            return await self._bury(self.record(box_id))
+
+    # Start and stop.
+
+    async def start(self, box_id: str) -> None:
+        """Start a box and its main command. Nothing happens when it runs."""
+        async with self._locked(box_id):
+            await self._start(self.record(box_id))
+
+    async def stop(self, box_id: str, grace: float) -> None:
+        """Stop a box: the stop signal, SIGKILL after ``grace`` seconds. Nothing happens when it does not run."""
+        async with self._locked(box_id):
+            record = self.record(box_id)
+            directory = self._home.box(box_id)
+            if record.state not in ALIVE:
+                return
+            if not self._engine.observe(directory).running:
+                await self._bury(record)
+                return
+            record = self._save(record, Event.STOP)
+            with anyio.CancelScope(shield=True):
+                if grace > 0:
+                    await self._ask_to_stop(record, grace)
+                await self._engine.kill(directory)
+                await self._bury(record)
+
+    async def destroy(self, box_id: str) -> None:
+        """End a box at once and release what its start took; for removal. The caller holds the lock."""
+        await self._engine.kill(self._home.box(box_id))
+        self.drop_channel(box_id)
+        self.started.discard(box_id)
+
+    async def wait_gone(self, box_id: str) -> None:
+        """Wait until the box does not run."""
+        record = self.record(box_id)
+        if record.state not in ALIVE:
+            return
+        observed = self._engine.observe(self._home.box(box_id))
+        if observed.running and observed.pid is not None:
+            await _gone(observed.pid, None)
+
+    @contextlib.asynccontextmanager
+    async def holding_stopped(self, box_id: str, what: str) -> AsyncIterator[BoxRecord]:
+        """Hold the lock of a box that must not run. Raises `InvalidStateError` when it does."""
+        async with self._locked(box_id):
+            record = await self._bury(self.record(box_id))
+            if record.state in ALIVE:
+                raise InvalidStateError(f"box {record.spec.name or record.id} runs; stop it before {what}")
+            yield record
+
+    @contextlib.asynccontextmanager
+    async def holding_still(self, box_id: str) -> AsyncIterator[tuple[BoxRecord, bool]]:
+        """Hold the lock of a box whose processes, if it runs, are frozen meanwhile. Yields (record, runs)."""
+        async with self._locked(box_id):
+            record = await self._bury(self.record(box_id))
+            directory = self._home.box(box_id)
+            if record.state not in ALIVE:
+                yield record, False
+                return
+            await self._engine.freeze(directory)
+            try:
+                yield record, True
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._engine.thaw(directory)
+
+    @contextlib.asynccontextmanager
+    async def holding(self, box_id: str) -> AsyncIterator[BoxRecord]:
+        """Hold the lock of a box in whatever state it is."""
+        async with self._locked(box_id):
+            yield await self._bury(self.record(box_id))
+
+    # Channels.
+
+    def open_channel(self, box_id: str) -> AgentChannel | None:
+        """Return the channel that is open, if one is."""
+        channel = self._channels.get(box_id)
+        return channel if channel is not None and not channel.closed else None
+
+    async def channel(self, box_id: str, *, start: bool = True) -> AgentChannel:
+        """Return a channel to a running box; start the box if that is due, once, however many callers race.
+
+        Raises `StoppedError`, `InvalidStateError` or `NotFoundError` as the box's state demands.
+        """
+        if (channel := self.open_channel(box_id)) is not None:
+            return channel
+        async with self._connecting.setdefault(box_id, anyio.Lock()):
+            if (channel := self.open_channel(box_id)) is not None:
+                return channel
+            record = await self.refresh(box_id)
+            match lifecycle.use(record.state, job=record.command is not None, auto_resume=record.spec.auto_resume):
+                case Use.GO:
+                    pass
+                case Use.START if start:
+                    await self._start_for_use(box_id)
+                case Use.START:
+                    raise InvalidStateError(f"box {_name(record)} does not run ({record.state})")
+                case Use.REFUSE_STOPPED:
+                    raise StoppedError(
+                        f"box {_name(record)} is {record.state}; start it, or make it with auto_resume"
+                    )
+                case Use.REFUSE_JOB:
+                    raise StoppedError(
+                        f"box {_name(record)} is {record.state} and runs its own command; start it to run that again"
+                    )
+            return await self._connect(box_id)
+
+    async def reconnect(self, box_id: str) -> AgentChannel | None:
+        """Return a new channel after the old one was lost, ``None`` if the box does not run any more."""
+        if self._closed:
+            return None
+        try:
+            async with self._connecting.setdefault(box_id, anyio.Lock()):
+                if (channel := self.open_channel(box_id)) is not None:
+                    return channel
+                if not self._engine.observe(self._home.box(box_id)).running:
+                    return None
+                return await self._connect(box_id)
+        except HutchError:
+            return None
+
+    def drop_channel(self, box_id: str) -> None:
+        """Close the channel to a box."""
+        channel = self._channels.pop(box_id, None)
+        if channel is not None:
+            channel.close()
+
+    def close(self) -> None:
+        """Close all channels."""
+        self._closed = True
+        for box_id in list(self._channels):
+            self.drop_channel(box_id)
+
+    # Private methods.
+
+    async def _start_for_use(self, box_id: str) -> None:
+        async with self._locked(box_id):
+            record = await self._bury(self.record(box_id))
+            if lifecycle.use(record.state, job=False, auto_resume=record.spec.auto_resume) is Use.REFUSE_STOPPED:
+                raise StoppedError(f"box {_name(record)} was stopped meanwhile")
+            await self._start(record)
+
+    async def _start(self, record: BoxRecord) -> None:
+        directory = self._home.box(record.id)
+        if record.state in ALIVE:
+            if self._engine.observe(directory).running:
+                return
+            record = await self._bury(record)
+        plan = await self._plan(record, directory)
+        for name in ("exit", "main.log.0", "main.log.1"):
+            (directory / name).unlink(missing_ok=True)
+        try:
+            started = await self._engine.start(plan)
+            record = self._save(
+                record,
+                Event.STARTED,
+                pid=started.pid,
+                started_at=time.time(),
+                stopped_at=None,
+                exit_code=None,
+                reason=None,
+                unenforced=started.unenforced,
+            )
+            self.started.add(record.id)
+            if record.command is not None:
+                await self._start_main(record)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self._engine.kill(directory)
+                self.drop_channel(record.id)
+                if self._store.get_box(record.id) is not None:
+                    event = Event.START_FAILED if isinstance(error, Exception) else Event.STOPPED
+                    self._save(record, event, pid=None, stopped_at=time.time(), reason=str(error) or None)
+            raise
+
+    async def _start_main(self, record: BoxRecord) -> None:
+        channel = await self._connect(record.id)
+        command = record.command or ()
+        env = {**record.env, **({"TERM": "xterm"} if record.spec.tty else {})}
+        await channel.request(
+            lambda req: proto.start(
+                "main",
+                command,
+                req=req,
+                env=env,
+                cwd=record.workdir,
+                user=record.user,
+                tty=(24, 80) if record.spec.tty else None,
+                stdin=record.spec.open_stdin,
+                main=True,
+                linger=0.3,
+            ),
+            command=command,
+        )
+
+    async def _plan(self, record: BoxRecord, directory: Path) -> BoxPlan:
+        image_layers: tuple[Lower, ...] = ()
+        if record.image_digest:
+            image = self._images.get(record.image_digest)
+            image_layers = tuple(Lower(path) for path in self._images.layer_paths(image))
+        directory.mkdir(mode=0o711, exist_ok=True)
+        record = await self._disks.settle(record)
+        return BoxPlan(
+            box_id=record.id,
+            directory=directory,
+            lowers=tuple(self._home.lower(name) for name in record.disks) + image_layers,
+            hostname=record.spec.hostname or record.spec.name or record.id,
+            limits=record.spec.limits,
+            mounts=tuple(self._mount(record, index) for index in range(len(record.spec.mounts))),
+        )
+
+    def _mount(self, record: BoxRecord, index: int) -> MountPlan:
+        mount = record.spec.mounts[index]
+        if mount.volume:
+            volume = self._store.get_volume(mount.volume)
+            if volume is None:
+                raise NotFoundError(f"volume {mount.volume!r} of box {_name(record)} does not exist any more")
+            source = self._home.volume(volume.id)
+        else:
+            source = Path(mount.source)
+        return MountPlan(source=source, target=mount.target, read_only=mount.read_only)
+
+    async def _connect(self, box_id: str) -> AgentChannel:
+        if (channel := self.open_channel(box_id)) is not None:
+            return channel
+        sock = await self._engine.connect(self._home.box(box_id))
+        channel = await AgentChannel.open(sock)
+        self._channels[box_id] = channel
+        self._settings[box_id] = self.record(box_id)
+        return channel
+
+    async def _ask_to_stop(self, record: BoxRecord, grace: float) -> None:
+        observed = self._engine.observe(self._home.box(record.id))
+        if observed.pid is None:
+            return
+        with contextlib.suppress(HutchError), anyio.move_on_after(grace + _STOP_MARGIN):
+            channel = await self._connect(record.id)
+            await channel.request(lambda req: proto.poweroff(grace, record.stop_signal, req=req))
+        await _gone(observed.pid, grace + _STOP_MARGIN)
+
+    async def _bury(self, record: BoxRecord) -> BoxRecord:
+        """Write down the end of a box that is recorded as alive but is not. The caller holds the lock."""
+        directory = self._home.box(record.id)
+        if record.state not in ALIVE or self._engine.observe(directory).running:
+            return record
+        with anyio.CancelScope(shield=True):
+            await self._engine.kill(directory)
+        self.started.discard(record.id)
+        ended = logs.exit_record(directory)
+        values: dict[str, Any] = {"pid": None, "stopped_at": time.time()}
+        if ended is not None:
+            values |= {"exit_code": ended[0], "stopped_at": ended[2]}
+            return self._save(record, Event.ENDED, **values)
+        if record.state is BoxState.STOPPING:
+            return self._save(record, Event.STOPPED, **values)
+        values["reason"] = "the box's processes were killed from outside, or the machine restarted"
+        return self._save(record, Event.DIED, **values)
+
+    def _save(self, record: BoxRecord, event: Event, **values: Any) -> BoxRecord:
+        state = lifecycle.after(record.state, event)
+        record = msgspec.structs.replace(record, state=state, updated_at=time.time(), **values)
+        self._store.save_box(record)
+        return record
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, box_id: str) -> AsyncIterator[None]:
+        async with locked(self._home.lock(box_id), timeout=_LOCK_SECONDS):
+            yield
+
+
+def describe(record: BoxRecord) -> BoxInfo:
+    """Return the record as the caller sees it."""
+    spec = record.spec
+    return BoxInfo(
+        id=record.id,
+        name=spec.name,
+        image=spec.image,
+        image_digest=record.image_digest,
+        state=record.state,
+        isolation=type(spec.isolation)(record.isolation),
+        created_at=record.created_at,
+        updated_at=record.updated_at,
+        started_at=record.started_at,
+        stopped_at=record.stopped_at,
+        exit_code=record.exit_code,
+        reason=record.reason,
+        labels=spec.labels,
+        command=record.command,
+        env=record.env,
+        workdir=record.workdir,
+        user=record.user,
+        limits=spec.limits,
+        unenforced=record.unenforced,
+        mounts=spec.mounts,
+        auto_remove=spec.auto_remove,
+        auto_resume=spec.auto_resume,
+        detach=spec.detach,
+        tty=spec.tty,
+        open_stdin=spec.open_stdin,
+        pid=record.pid,
+    )
+
+
+async def _gone(pid: int, timeout: float | None) -> None:
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with anyio.move_on_after(timeout):
+            await anyio.wait_readable(fd)
+    finally:
+        os.close(fd)
+
+
+def _name(record: BoxRecord) -> str:
+    return record.spec.name or record.id
+

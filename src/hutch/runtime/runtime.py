@@ -1,0 +1,412 @@
+"""The embedded runtime: makes, finds and removes the boxes of one home. Any number of processes may use a home at once."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+
+from hutch.core import ids, lifecycle
+from hutch.errors import (
+    AlreadyExistsError,
+    HutchError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+    RuntimeClosedError,
+    UnsupportedError,
+)
+from hutch.host.files import locked
+from hutch.image import ImageStore
+from hutch.runtime import archive
+from hutch.runtime.box import LocalBox
+from hutch.runtime.disks import Disks
+from hutch.runtime.home import Home, new_id
+from hutch.runtime.library import LocalImages, LocalVolumes
+from hutch.runtime.lives import ALIVE, Lives, describe
+from hutch.runtime.spec import build_spec, check_spec, resolve
+from hutch.state import BoxRecord, Store
+from hutch.types import BoxSpec, BoxState, Isolation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Literal, Self
+
+    from anyio.abc import TaskGroup
+
+    from hutch.engine.base import Engine
+    from hutch.types import BoxInfo, ImageInfo, Mount, Progress
+
+log = logging.getLogger("hutch.runtime")
+
+_CLOSE_SECONDS = 5.0
+
+
+class LocalRuntime:
+    """See the module. Use it as an async context manager. Implements `hutch.sdk.base.Runtime`."""
+
+    def __init__(self, home: Path | str | None = None, *, engine: Engine | None = None) -> None:
+        self._given_home = home
+        self._given_engine = engine
+        self._tasks: TaskGroup | None = None
+        self._stack = contextlib.AsyncExitStack()
+        self._boxes: dict[str, LocalBox] = {}
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        self.home = Home.open(self._given_home)
+        if self._given_engine is None:
+            from hutch.engine.container import ContainerEngine
+
+            self.engine: Engine = ContainerEngine()
+        else:
+            self.engine = self._given_engine
+        self.store = Store(self.home.database)
+        self.image_store = ImageStore(self.home.images)
+        self.disks = Disks(self.home, self.store, self.engine)
+        self.lives = Lives(self.home, self.store, self.engine, self.image_store, self.disks)
+        self.images = LocalImages(self)
+        self.volumes = LocalVolumes(self)
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        try:
+            await self.recover()
+        except BaseException:
+            await self.close()
+            await self._tasks.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+        if self._tasks is not None:
+            await self._tasks.__aexit__(None, None, None)
+
+    async def close(self) -> None:
+        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            for box in list(self._boxes.values()):
+                box.runtime_closed()
+            await self._stop_own()
+            self.lives.close()
+            self.store.close()
+            if self._tasks is not None:
+                self._tasks.cancel_scope.cancel()
+
+    def spawn(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run a coroutine function in the background, for as long as the runtime lives. A failure is logged."""
+        if self._closed or self._tasks is None:
+            return
+        self._tasks.start_soon(self._guarded, function, *args)
+
+    # Boxes.
+
+    async def create(
+        self,
+        image: str | BoxSpec,
+        *,
+        name: str | None = None,
+        command: Sequence[str] | None = None,
+        entrypoint: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        disk_gb: int | None = None,
+        pids: int | None = 4096,
+        mounts: Sequence[Mount] = (),
+        isolation: Isolation | str = "auto",
+        auto_remove: bool = False,
+        auto_resume: bool = False,
+        detach: bool = False,
+        hostname: str | None = None,
+        tty: bool = False,
+        open_stdin: bool = False,
+        stop_signal: str | None = None,
+        platform: str | None = None,
+        pull: Literal["missing", "always", "never"] = "missing",
+        progress: Callable[[Progress], None] | None = None,
+    ) -> LocalBox:
+        """Make a box. See `hutch.sdk.base.Runtime.create`."""
+        self._check_open()
+        if isinstance(image, BoxSpec):
+            spec = image
+        else:
+            spec = build_spec(
+                image=image,
+                name=name,
+                command=command,
+                entrypoint=entrypoint,
+                env=env,
+                workdir=workdir,
+                user=user,
+                labels=labels,
+                cpus=cpus,
+                memory_mib=memory_mib,
+                disk_gb=disk_gb,
+                pids=pids,
+                mounts=mounts,
+                isolation=isolation,
+                auto_remove=auto_remove,
+                auto_resume=auto_resume,
+                detach=detach,
+                hostname=hostname,
+                tty=tty,
+                open_stdin=open_stdin,
+                stop_signal=stop_signal,
+                platform=platform,
+            )
+        check_spec(spec)
+        if spec.isolation is Isolation.VM:
+            raise UnsupportedError("isolation 'vm' is not available in this version; use 'auto' or 'container'")
+        if spec.name is not None and self.store.find_boxes(spec.name):
+            raise AlreadyExistsError(f"a box named {spec.name!r} exists already; remove it or choose another name")
+        for mount in spec.mounts:
+            if mount.volume and self.store.get_volume(mount.volume) is None:
+                raise NotFoundError(f"volume {mount.volume!r} does not exist; create it first")
+        info = await self._image(spec, pull, progress)
+        record = self._record(spec, info)
+        self.store.add_box(record)
+        return self._handle(record)
+
+    async def get(self, box: str) -> LocalBox:
+        """Find a box by name, id or unambiguous prefix of the id. Raises `NotFoundError`."""
+        self._check_open()
+        return self._handle(self._find(box))
+
+    async def list(self, *, labels: Mapping[str, str] | None = None) -> list[BoxInfo]:
+        """List all boxes, or those that have the labels, oldest first."""
+        self._check_open()
+        found = []
+        for record in self.store.list_boxes():
+            if labels and any(record.spec.labels.get(key) != value for key, value in labels.items()):
+                continue
+            if record.state in ALIVE:
+                with contextlib.suppress(NotFoundError):  # removed meanwhile
+                    found.append(describe(await self.lives.refresh(record.id)))
+            else:
+                found.append(describe(record))
+        return found
+
+    async def remove(self, box: str, *, force: bool = False) -> None:
+        """Remove a box and all that it held. A running box needs ``force``."""
+        self._check_open()
+        record = self._find(box)
+        async with self.lives.holding(record.id) as record:
+            if record.state in ALIVE and not force:
+                raise InvalidStateError(
+                    f"box {record.spec.name or record.id} runs; stop it first, or remove it by force"
+                )
+            with anyio.CancelScope(shield=True):
+                await self._erase(record)
+
+    async def clone(self, box_id: str, name: str | None) -> LocalBox:
+        """Make a new, stopped box with a copy of a box's disk and configuration."""
+        self._check_open()
+        if name is not None:
+            ids.check_name(name)
+            if self.store.find_boxes(name):
+                raise AlreadyExistsError(f"a box named {name!r} exists already")
+        async with self.disks.using(), self.lives.holding_still(box_id) as (record, running):
+            disks = await self.disks.capture(record, running=running)
+            now = time.time()
+            copy = msgspec.structs.replace(
+                self._unstarted(record, now),
+                id=new_id(),
+                spec=msgspec.structs.replace(record.spec, name=name),
+                disks=disks,
+            )
+            self.store.add_box(copy)
+        return self._handle(copy)
+
+    async def export(self, box_id: str, path: str | Path) -> None:
+        """Write a box to an archive file."""
+        self._check_open()
+        async with self.disks.using():
+            async with self.lives.holding_still(box_id) as (record, running):
+                disks = await self.disks.capture(record, running=running)
+            await archive.write(Path(path), record, self._layer_sources(record, disks))
+        await self.disks.release(disks)
+
+    async def import_box(self, path: str | Path, *, name: str | None = None) -> LocalBox:
+        """Make a box from an archive that `export` wrote. The archive is not trusted."""
+        self._check_open()
+        if name is not None:
+            ids.check_name(name)
+            if self.store.find_boxes(name):
+                raise AlreadyExistsError(f"a box named {name!r} exists already")
+        async with self.disks.using():
+            contents, disks = await archive.read(Path(path), self.home, self.engine)
+            now = time.time()
+            record = msgspec.structs.replace(
+                self._unstarted(contents, now),
+                id=new_id(),
+                spec=msgspec.structs.replace(contents.spec, name=name, mounts=(), detach=False),
+                image_digest="",
+                disks=disks,
+            )
+            self.store.add_box(record)
+        return self._handle(record)
+
+    async def info(self) -> dict[str, object]:
+        """Facts about this runtime."""
+        from hutch import __version__
+
+        self._check_open()
+        boxes = await self.list()
+        return {
+            "version": __version__,
+            "home": str(self.home.root),
+            "engine": self.engine.name,
+            "isolation": "container",
+            "rootless": os.geteuid() != 0,
+            "capabilities": sorted(self.engine.capabilities),
+            "boxes": len(boxes),
+            "running": sum(box.state is BoxState.RUNNING for box in boxes),
+            "images": len(self.image_store.list()),
+            "volumes": len(self.store.list_volumes()),
+        }
+
+    async def recover(self) -> None:
+        """Bring the home to order after processes that died: mark boxes that are gone, remove what nobody owns."""
+        for record in self.store.list_boxes(*ALIVE):
+            if not self.engine.observe(self.home.box(record.id)).running:
+                with contextlib.suppress(HutchError):
+                    await self.lives.refresh(record.id)
+        for record in self.store.list_boxes(BoxState.STOPPED, BoxState.FAILED):
+            if record.spec.auto_remove and record.started_at is not None:
+                with contextlib.suppress(HutchError):
+                    await self.remove(record.id)
+        for path in self.home.boxes.iterdir():
+            if ids.is_id(path.name) and self.store.get_box(path.name) is None:
+                with contextlib.suppress(HutchError):
+                    await self._erase_orphan(path.name)
+        await self.disks.collect()
+
+    # Private methods.
+
+    async def _image(
+        self, spec: BoxSpec, pull: str, progress: Callable[[Progress], None] | None
+    ) -> ImageInfo:
+        if pull not in ("missing", "always", "never"):
+            raise InvalidArgumentError(f"pull {pull!r} is not one of missing, always, never")
+        if pull == "never":
+            return self.image_store.get(spec.image)
+        if pull == "missing":
+            with contextlib.suppress(NotFoundError):
+                return self.image_store.get(spec.image)
+        return await self.image_store.pull(
+            spec.image, platform=spec.platform, always=pull == "always", progress=progress
+        )
+
+    def _record(self, spec: BoxSpec, image: ImageInfo) -> BoxRecord:
+        now = time.time()
+        settings = resolve(spec, image)
+        return BoxRecord(
+            id=new_id(),
+            spec=spec,
+            image_digest=image.digest,
+            state=BoxState.CONFIGURED,
+            created_at=now,
+            updated_at=now,
+            command=settings.command,
+            env=settings.env,
+            workdir=settings.workdir,
+            user=settings.user,
+            stop_signal=settings.stop_signal,
+        )
+
+    def _unstarted(self, record: BoxRecord, now: float) -> BoxRecord:
+        return msgspec.structs.replace(
+            record,
+            state=lifecycle.after(BoxState.CONFIGURED, lifecycle.Event.STOPPED)
+            if record.command is not None
+            else BoxState.CONFIGURED,
+            created_at=now,
+            updated_at=now,
+            pid=None,
+            started_at=None,
+            stopped_at=None,
+            exit_code=None,
+            reason=None,
+            unenforced=(),
+            reset_upper=False,
+        )
+
+    def _layer_sources(self, record: BoxRecord, disks: tuple[str, ...]) -> builtins.list[tuple[Path, bool]]:
+        """The layers of a box, topmost first: (path, owners are those of the box)."""
+        layers = [(lower.path, lower.owned_by_box) for lower in map(self.home.lower, disks)]
+        if record.image_digest:
+            image = self.image_store.get(record.image_digest)
+            layers += [(path, False) for path in self.image_store.layer_paths(image)]
+        return layers
+
+    def _find(self, box: str) -> BoxRecord:
+        found = self.store.find_boxes(box)
+        if not found:
+            raise NotFoundError(f"box {box!r} does not exist")
+        if len(found) > 1:
+            raise InvalidArgumentError(f"{box!r} is the beginning of several box ids; give more of it")
+        return found[0]
+
+    def _handle(self, record: BoxRecord) -> LocalBox:
+        box = self._boxes.get(record.id)
+        if box is None:
+            box = self._boxes[record.id] = LocalBox(self, record.id, record.spec.name)
+        return box
+
+    async def _erase(self, record: BoxRecord) -> None:
+        # The record goes last: until then a crash leaves a box that can be removed again.
+        await self.lives.destroy(record.id)
+        await self.engine.remove_tree(self.home.box(record.id))
+        snapshots = self.store.list_snapshots(record.id)
+        self.store.remove_box(record.id)
+        self._boxes.pop(record.id, None)
+        await self.disks.release(record.disks + tuple(disk for snapshot in snapshots for disk in snapshot.disks))
+        self.home.lock(record.id).unlink(missing_ok=True)
+
+    async def _erase_orphan(self, box_id: str) -> None:
+        async with locked(self.home.lock(box_id), timeout=1.0):
+            if self.store.get_box(box_id) is None:
+                await self.engine.kill(self.home.box(box_id))
+                await self.engine.remove_tree(self.home.box(box_id))
+                self.home.lock(box_id).unlink(missing_ok=True)
+
+    async def _stop_own(self) -> None:
+        async def stop(record: BoxRecord) -> None:
+            with contextlib.suppress(HutchError), anyio.move_on_after(_CLOSE_SECONDS):
+                await self.lives.stop(record.id, 1.0)
+                if record.spec.auto_remove:
+                    async with self.lives.holding(record.id) as held:
+                        await self._erase(held)
+
+        async with anyio.create_task_group() as tasks:
+            for box_id in list(self.lives.started):
+                record = self.store.get_box(box_id)
+                if record is not None and not record.spec.detach:
+                    tasks.start_soon(stop, record)
+
+    async def _guarded(self, function: Callable[..., Any], *args: Any) -> None:
+        try:
+            await function(*args)
+        except Exception:
+            log.exception("a background task of the runtime failed")
+
+    def _check_open(self) -> None:
+        if self._closed or self._tasks is None:
+            raise RuntimeClosedError("the runtime is closed; use it inside `async with`")

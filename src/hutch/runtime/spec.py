@@ -1,0 +1,178 @@
+"""From what a caller asked for to a checked specification, and from that and the image to settings."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from hutch.core import ids
+from hutch.errors import InvalidArgumentError
+from hutch.runtime.box import DEFAULT_PATH, check_env
+from hutch.types import BoxSpec, Isolation, Limits, Mount
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hutch.types import ImageInfo
+
+MIN_MEMORY_MIB = 128
+MAX_MEMORY_MIB = 65536
+MAX_CPUS = 32
+MAX_DISK_GB = 1024
+MAX_PIDS = 1 << 22
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How commands run in a box, after the image's configuration was applied."""
+
+    command: tuple[str, ...] | None
+    env: dict[str, str]
+    workdir: str
+    user: str
+    stop_signal: int
+
+
+def build_spec(
+    *,
+    image: str,
+    command: Sequence[str] | None,
+    entrypoint: Sequence[str] | None,
+    env: Mapping[str, str] | None,
+    labels: Mapping[str, str] | None,
+    cpus: int | None,
+    memory_mib: int | None,
+    disk_gb: int | None,
+    pids: int | None,
+    mounts: Sequence[Mount],
+    isolation: Isolation | str,
+    **rest: Any,
+) -> BoxSpec:
+    """Make a specification from the arguments of ``create``. Raises `InvalidArgumentError`."""
+    try:
+        kind = Isolation(isolation)
+    except ValueError:
+        raise InvalidArgumentError(f"isolation {isolation!r} is not one of auto, vm, container") from None
+    for what, words in (("command", command), ("entrypoint", entrypoint)):
+        if isinstance(words, str):
+            raise InvalidArgumentError(f"{what} must be a list of words, not one string: ['sh', '-c', {words!r}] perhaps")
+    return BoxSpec(
+        image=image,
+        command=None if command is None else tuple(command),
+        entrypoint=None if entrypoint is None else tuple(entrypoint),
+        env=dict(env or {}),
+        labels=dict(labels or {}),
+        limits=Limits(cpus=cpus, memory_mib=memory_mib, disk_gb=disk_gb, pids=pids),
+        mounts=tuple(mounts),
+        isolation=kind,
+        **rest,
+    )
+
+
+def check_spec(spec: BoxSpec) -> None:
+    """Raise `InvalidArgumentError` naming the first field that is out of range."""
+    if not spec.image:
+        raise InvalidArgumentError("image must be a reference such as 'debian:12'")
+    if spec.name is not None:
+        ids.check_name(spec.name)
+    _check_range("cpus", spec.limits.cpus, 1, MAX_CPUS)
+    _check_range("memory_mib", spec.limits.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)
+    _check_range("disk_gb", spec.limits.disk_gb, 1, MAX_DISK_GB)
+    _check_range("pids", spec.limits.pids, 1, MAX_PIDS)
+    check_env(spec.env)
+    for words in (spec.command or (), spec.entrypoint or ()):
+        for word in words:
+            if not isinstance(word, str) or "\0" in word:
+                raise InvalidArgumentError(f"{word!r} cannot be a word of a command")
+    if spec.workdir is not None and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
+        raise InvalidArgumentError(f"workdir {spec.workdir!r} must be an absolute path")
+    if spec.hostname is not None and (not 1 <= len(spec.hostname) <= 64 or not spec.hostname.replace("-", "").replace(".", "").isalnum()):
+        raise InvalidArgumentError(f"hostname {spec.hostname!r} is not valid")
+    if spec.stop_signal is not None:
+        signal_number(spec.stop_signal)
+    targets: set[str] = set()
+    for mount in spec.mounts:
+        _check_mount(mount)
+        if mount.target in targets:
+            raise InvalidArgumentError(f"two mounts have the target {mount.target!r}")
+        targets.add(mount.target)
+
+
+def signal_number(name: str) -> int:
+    """Return the number of a signal given as ``SIGTERM``, ``TERM`` or ``15``. Raises `InvalidArgumentError`."""
+    text = name.strip().upper()
+    if text.isdecimal():
+        if 1 <= int(text) <= 64:
+            return int(text)
+    else:
+        found = getattr(signal, text if text.startswith("SIG") else "SIG" + text, None)
+        if isinstance(found, signal.Signals):
+            return int(found)
+    raise InvalidArgumentError(f"{name!r} is not a signal")
+
+
+def resolve(spec: BoxSpec, image: ImageInfo) -> Settings:
+    """Apply the image's configuration (OCI image spec, "Conversion to OCI Runtime Configuration")."""
+    env = {"PATH": DEFAULT_PATH}
+    for entry in image.env:
+        name, separator, value = entry.partition("=")
+        if separator and name and "\0" not in entry:
+            env[name] = value
+    env.update(spec.env)
+    workdir = spec.workdir or image.workdir or "/"
+    return Settings(
+        command=_command(spec, image),
+        env=env,
+        workdir=workdir if workdir.startswith("/") else "/" + workdir,
+        user=image.user if spec.user is None else spec.user,
+        stop_signal=_stop_signal(spec, image),
+    )
+
+
+def _command(spec: BoxSpec, image: ImageInfo) -> tuple[str, ...] | None:
+    if spec.command is None and spec.entrypoint is None:
+        return None
+    entrypoint = image.entrypoint if spec.entrypoint is None else spec.entrypoint
+    # An entrypoint of the caller's own drops the image's command, as everywhere else.
+    fallback = image.cmd if spec.entrypoint is None else ()
+    command = tuple(entrypoint) + tuple(spec.command or fallback)
+    if not command:
+        raise InvalidArgumentError(f"image {spec.image!r} names no command; give one")
+    return command
+
+
+def _stop_signal(spec: BoxSpec, image: ImageInfo) -> int:
+    if spec.stop_signal is not None:
+        return signal_number(spec.stop_signal)
+    try:
+        return signal_number(image.stop_signal) if image.stop_signal else int(signal.SIGTERM)
+    except InvalidArgumentError:
+        return int(signal.SIGTERM)
+
+
+def _check_range(what: str, value: int | None, low: int, high: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidArgumentError(f"{what} {value!r} is not a whole number from {low} to {high}")
+
+
+def _check_mount(mount: Mount) -> None:
+    parts = mount.target.split("/")
+    if not mount.target.startswith("/") or mount.target == "/" or "\0" in mount.target or ".." in parts:
+        raise InvalidArgumentError(f"mount target {mount.target!r} must be an absolute path below /")
+    if bool(mount.source) == bool(mount.volume):
+        raise InvalidArgumentError(f"the mount at {mount.target} needs either a host path or a volume")
+    if mount.volume:
+        ids.check_volume_name(mount.volume)
+    elif not mount.source.startswith("/") or "\0" in mount.source:
+        raise InvalidArgumentError(f"mount source {mount.source!r} must be an absolute host path")
+    elif not _exists(mount.source):
+        raise InvalidArgumentError(f"mount source {mount.source!r} does not exist on the host")
+
+
+def _exists(path: str) -> bool:
+    from pathlib import Path
+
+    return Path(path).exists()

@@ -1,0 +1,319 @@
+"""The programming interface of Hutch, as protocols.
+
+`Runtime` makes and finds boxes, `Box` runs commands in one, `Execution` is one running command. The embedded runtime implements them
+(`hutch.runtime`); code that is written against these protocols does not care where the boxes are.
+
+All methods raise `hutch.errors.HutchError` subclasses and nothing else on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Literal, Self
+
+    from hutch.core.sinks import Sink
+    from hutch.types import (
+        BoxInfo,
+        BoxSpec,
+        BoxStats,
+        ExecInfo,
+        FileInfo,
+        ImageInfo,
+        Isolation,
+        LogEntry,
+        Mount,
+        Progress,
+        Result,
+        SnapshotInfo,
+        VolumeInfo,
+    )
+
+    ProgressFunction = Callable[[Progress], None]
+
+
+class Stdin(Protocol):
+    """The standard input of an execution."""
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes; returns when they are on their way and waits while the command does not read (back-pressure).
+
+        Raises `InvalidStateError` after `close` or when the execution has none. What a command that has ended, or has closed its
+        input, never reads is thrown away.
+        """
+
+    async def close(self) -> None:
+        """Send end of file (on a terminal: the EOF character). Idempotent."""
+
+
+class Stream(Protocol):
+    """An output of an execution: iterate it to receive the bytes as they come, once."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def read(self) -> bytes:
+        """Return all that is left, up to end of file."""
+
+    @property
+    def dropped(self) -> int:
+        """Bytes that were lost because nobody read them in time, so far."""
+
+
+class Execution(Protocol):
+    """One command in one box. It goes on when nobody watches."""
+
+    id: str
+    stdin: Stdin
+    stdout: Stream
+    stderr: Stream
+
+    async def wait(self, timeout: float | None = None) -> Result:
+        """Wait for the end and for every byte to be delivered; may be called often and by many.
+
+        Outputs without a sink that nobody iterates are collected into the result (64 MiB each, then ``truncated``).
+        Raises `DeadlineError` when ``timeout`` seconds pass before the command ended (it goes on), the first error of a sink, or
+        `RuntimeClosedError`.
+        """
+
+    async def signal(self, signum: int) -> None:
+        """Send a signal to the process group. Raises `InvalidStateError` after the end."""
+
+    async def kill(self) -> None:
+        """Send SIGKILL to the process group. Raises `InvalidStateError` after the end."""
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Set the terminal's size. Raises `InvalidArgumentError` without a terminal or for zero sizes, `InvalidStateError` after the end."""
+
+    async def close(self) -> None:
+        """Let go of the execution (the command goes on). Idempotent."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, once the terminal event was seen."""
+
+
+class Files(Protocol):
+    """Files of a box. Paths in the box are absolute or relative to its working directory; the operations run as the box's user."""
+
+    async def read(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
+        """Return a file's bytes. Raises `NotFoundError`, `InvalidArgumentError` (a directory), `ResourceExhaustedError` (too big)."""
+
+    async def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
+        """Create or replace a file, atomically; missing parent directories are made."""
+
+    async def put(self, source: str | Path, target: str, *, overwrite: bool = True, follow_symlinks: bool = False) -> None:
+        """Copy a host file or directory to ``target`` in the box: an existing directory (or one ending in ``/``) receives it under its own name,
+        otherwise ``target`` is its new name."""
+
+    async def get(self, source: str, target: str | Path, *, overwrite: bool = True) -> None:
+        """Copy a file or directory of the box to the host, by the same naming rule. Symlinks stay symlinks; none can lead a write out of ``target``."""
+
+    async def list(self, path: str) -> list[FileInfo]:
+        """List a directory."""
+
+    async def stat(self, path: str) -> FileInfo:
+        """Describe one file. Raises `NotFoundError`."""
+
+
+class Snapshots(Protocol):
+    """Saved disks of a box."""
+
+    async def create(self, name: str) -> SnapshotInfo:
+        """Save the disk now. A running box is frozen for the moment of the copy."""
+
+    async def list(self) -> list[SnapshotInfo]: ...
+
+    async def get(self, name: str) -> SnapshotInfo: ...
+
+    async def restore(self, name: str) -> None:
+        """Take the box's disk back to the snapshot. The box must not run."""
+
+    async def remove(self, name: str) -> None: ...
+
+
+class Box(Protocol):
+    """A box."""
+
+    id: str
+    name: str | None
+    files: Files
+    snapshots: Snapshots
+
+    async def info(self) -> BoxInfo: ...
+
+    async def start(self) -> None:
+        """Start the box (and its main command). Nothing happens when it runs."""
+
+    async def stop(self, *, timeout: float = 5.0) -> None:
+        """Stop the box: the stop signal, SIGKILL after ``timeout`` seconds. The files stay. Nothing happens when it does not run."""
+
+    async def restart(self, *, timeout: float = 5.0) -> None: ...
+
+    async def kill(self, signum: int = 9) -> None:
+        """Send a signal to the main command; SIGKILL ends the whole box. Raises `InvalidStateError` when it does not run."""
+
+    async def remove(self, *, force: bool = False) -> None:
+        """Remove the box and all that it held. A running box needs ``force``."""
+
+    async def exec(
+        self,
+        *command: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+        rows: int = 24,
+        cols: int = 80,
+        stdin: bool = False,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+        timeout: float | None = None,
+        kill_after: float = 2.0,
+        linger: float | None = 0.3,
+    ) -> Execution:
+        """Start a command and return it running. Raises `ExecError` when it cannot be started.
+
+        ``stdout``/``stderr``: an object with ``write(bytes)`` or a callable that takes bytes, sync or async.
+        """
+
+    async def run(
+        self,
+        *command: str,
+        input: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        kill_after: float = 2.0,
+        linger: float | None = 0.3,
+        max_output: int = 64 << 20,
+    ) -> Result:
+        """Run a command to its end and return what it wrote."""
+
+    async def attach(
+        self, exec_id: str = "main", *, after: tuple[int, int] = (0, 0), stdout: Sink | None = None, stderr: Sink | None = None
+    ) -> Execution:
+        """Watch an execution that was started by anyone, from the given positions of (stdout, stderr)."""
+
+    async def executions(self) -> list[ExecInfo]: ...
+
+    async def stats(self) -> BoxStats: ...
+
+    def logs(self, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogEntry]:
+        """What the main command wrote; ``follow`` goes on until it ends; ``tail``: only the last lines."""
+
+    async def clone(self, name: str | None = None) -> Box:
+        """Make a new, stopped box with a copy of this one's disk and configuration."""
+
+    async def export(self, path: str | Path) -> None:
+        """Write the box (disk, configuration, image) to an archive file."""
+
+    async def wait(self) -> int | None:
+        """Wait until the box does not run any more; returns the main command's exit code, if it has one."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop the box, or remove it when it was made with ``auto_remove``; a detached box is left alone."""
+
+
+class Images(Protocol):
+    """The local images."""
+
+    async def pull(
+        self, reference: str, *, platform: str | None = None, always: bool = False, progress: ProgressFunction | None = None
+    ) -> ImageInfo: ...
+
+    async def load(
+        self, path: str | Path, *, reference: str | None = None, platform: str | None = None, progress: ProgressFunction | None = None
+    ) -> Sequence[ImageInfo]: ...
+
+    async def bootstrap(
+        self, flavour: str = "debian", *, reference: str | None = None, packages: Sequence[str] = (), progress: ProgressFunction | None = None
+    ) -> ImageInfo: ...
+
+    async def get(self, reference: str) -> ImageInfo: ...
+
+    async def list(self) -> list[ImageInfo]: ...
+
+    async def remove(self, reference: str) -> Sequence[str]: ...
+
+    async def prune(self, *, all: bool = False) -> int: ...
+
+
+class Volumes(Protocol):
+    """Managed volumes: folders that outlive boxes and can be mounted in several."""
+
+    async def create(self, name: str) -> VolumeInfo: ...
+
+    async def list(self) -> list[VolumeInfo]: ...
+
+    async def get(self, name: str) -> VolumeInfo: ...
+
+    async def remove(self, name: str) -> None:
+        """Remove a volume and its files. Raises `InvalidStateError` while a box names it."""
+
+
+class Runtime(Protocol):
+    """Makes, finds and removes boxes."""
+
+    images: Images
+    volumes: Volumes
+
+    async def create(
+        self,
+        image: str | BoxSpec,
+        *,
+        name: str | None = None,
+        command: Sequence[str] | None = None,
+        entrypoint: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        cpus: int | None = None,
+        memory_mib: int | None = None,
+        disk_gb: int | None = None,
+        pids: int | None = 4096,
+        mounts: Sequence[Mount] = (),
+        isolation: Isolation | str = "auto",
+        auto_remove: bool = False,
+        auto_resume: bool = False,
+        detach: bool = False,
+        hostname: str | None = None,
+        tty: bool = False,
+        open_stdin: bool = False,
+        stop_signal: str | None = None,
+        platform: str | None = None,
+        pull: Literal["missing", "always", "never"] = "missing",
+        progress: ProgressFunction | None = None,
+    ) -> Box:
+        """Make a box (its state is *configured*; `Box.start` or the first command starts it). The image is pulled when absent."""
+
+    async def get(self, box: str) -> Box:
+        """Find a box by name, id or unambiguous prefix of the id. Raises `NotFoundError`."""
+
+    async def list(self, *, labels: Mapping[str, str] | None = None) -> list[BoxInfo]: ...
+
+    async def remove(self, box: str, *, force: bool = False) -> None: ...
+
+    async def import_box(self, path: str | Path, *, name: str | None = None) -> Box:
+        """Make a box from an archive that `Box.export` wrote. The archive is not trusted."""
+
+    async def info(self) -> dict[str, object]:
+        """Facts about this runtime: home, version, engine, isolation, limits that can be enforced, counts."""
+
+    async def close(self) -> None:
+        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything. Idempotent."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
