@@ -61,6 +61,8 @@ int agent_run(const struct agent_options *options)
     int flags = fcntl(options->listen_fd, F_GETFL);
     if (flags < 0 || fcntl(options->listen_fd, F_SETFL, flags | O_NONBLOCK) < 0)
         return fail("listening socket");
+    if (exec_start_init() < 0)
+        return fail("/dev/null");
     power_init();
     mainlog_open(options->log_fd, options->exit_fd);
     source_init(&child_signal, signals, child_ready);
@@ -70,6 +72,7 @@ int agent_run(const struct agent_options *options)
         close(options->ready_fd);
     do {
         loop_turn();
+        exec_retain();
         conn_flush_all();
         loop_clean();
     } while (!power_over());

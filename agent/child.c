@@ -1,7 +1,6 @@
 #include "child.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <grp.h>
 #include <linux/close_range.h>
 #include <signal.h>
@@ -106,7 +105,7 @@ static bool try_execute(const char *file, struct start_request *request)
     case ENOTDIR:
     case ELOOP:
     case ENAMETOOLONG: return false;
-    case EACCES: return faccessat(AT_FDCWD, file, F_OK, AT_EACCESS) == 0;
+    case EACCES: return access(file, F_OK) == 0;
     case ENOEXEC: fail(F_NOT_EXECUTABLE, error, "cannot execute '%.200s': exec format error", file);
     default: fail(F_START_FAILED, error, "cannot execute '%.200s': %s", file, strerror(error));
     }

@@ -9,12 +9,13 @@
 #include "watch.h"
 
 enum {
-    IN_ROOM = 16 * 1024,
+    IN_ROOM = 16 * 1024,      /* grows for a larger frame ... */
+    IN_ROOM_KEPT = 128 * 1024, /* ... and shrinks again if it grew beyond this */
     BLOCK_ROOM = 4096 - 64,
     CONTROL_MAX = 1 << 20,    /* a host that sends requests but reads nothing is disconnected */
     STAGE_MAX = 64 * 1024,    /* small frames gather up to this size before they are sent */
     SMALL_DATA = 2048,        /* data that is cheaper to copy than to send alone */
-    TURN_MAX = 1 << 20,       /* output of one connection in one turn of the loop */
+    TURN_FRAMES = 64,         /* data frames of one connection in one turn of the loop */
     ACCEPT_RETRY_MS = 100,
 };
 
@@ -183,20 +184,16 @@ void conn_send_data(struct conn *conn, uint8_t stream, const char *id, uint64_t 
 /* Control frames first, then one frame of each watcher in turn, as long as the socket takes them. */
 static void pump(struct conn *conn)
 {
-    size_t produced = 0;
-    while (!conn->blocked && !conn->closed) {
-        while (!list_empty(&conn->ready) && conn->control < STAGE_MAX && produced < TURN_MAX && !conn->blocked) {
+    for (int frames = 0; flush(conn) && !list_empty(&conn->ready) && frames < TURN_FRAMES;) {
+        while (!list_empty(&conn->ready) && conn->control < STAGE_MAX && !conn->blocked && frames++ < TURN_FRAMES) {
             struct watcher *watcher = entry(conn->ready.next, struct watcher, of_ready);
             list_remove(&watcher->of_ready);
-            if (watch_produce(watcher)) {
+            if (watch_produce(watcher) && !conn->closed)
                 list_append(&conn->ready, &watcher->of_ready);
-                produced += BLOCK_ROOM;
-            }
         }
-        if (!flush(conn) || list_empty(&conn->ready) || produced >= TURN_MAX)
-            break;
     }
-    if (!conn->closed && !source_watch(&conn->source, EPOLLIN | (list_empty(&conn->out) && list_empty(&conn->ready) ? 0 : EPOLLOUT)))
+    uint32_t more = list_empty(&conn->out) && list_empty(&conn->ready) ? 0 : EPOLLOUT;
+    if (!conn->closed && !source_watch(&conn->source, EPOLLIN | more))
         conn_close(conn);
 }
 
@@ -219,13 +216,13 @@ bool conn_all_sent(void)
     return true;
 }
 
-/* Make room for the frame at the start of the buffer, of which the header is known. */
+/* Make room for a frame of this size, the start of which may be in the buffer. */
 static bool make_room(struct conn *conn, size_t needed)
 {
+    if (needed <= conn->in_room && conn->in_room <= IN_ROOM_KEPT)
+        return true;
     if (needed < IN_ROOM)
         needed = IN_ROOM;
-    if (conn->in && (needed == conn->in_room || (needed < conn->in_room && conn->in_size > needed)))
-        return true;
     uint8_t *in = realloc(conn->in, needed);
     if (!in)
         return false;

@@ -67,8 +67,21 @@ void exec_insert(struct exec *exec)
         main_exec = exec;
 }
 
+/* The group outlives its leader while it has members; a new leader with the same number means that it had none. */
+static void kill_group(const struct exec *exec, int number)
+{
+    list_each(it, &exec_running) {
+        const struct exec *other = entry(it, struct exec, link);
+        if (exec->state == EXEC_EXITED && other != exec && other->pid == exec->pid && other->state != EXEC_EXITED)
+            return;
+    }
+    kill(-exec->pid, number);
+}
+
 static void release(struct exec *exec)
 {
+    if (exec->timed_out && exec->deadline.at)
+        kill_group(exec, SIGKILL); /* the SIGKILL that was still to come */
     struct exec **place = bucket(exec->id);
     while (*place != exec)
         place = &(*place)->chain;
@@ -102,15 +115,11 @@ static void evict(struct exec *exec)
     kept_count--;
     kept_bytes -= memory(exec);
     watch_dropped(exec);
-    if (main_exec != exec)
-        release(exec);
+    release(exec);
 }
 
-static void age_over(struct timer *timer)
-{
-    (void)timer;
-    exec_retain();
-}
+/* Only ends the wait: retention is applied in each turn. */
+static void age_over(struct timer *timer) { (void)timer; }
 
 void exec_retain(void)
 {
@@ -142,17 +151,6 @@ void exec_forget(struct exec *exec)
         if (exec->out[i].open)
             stream_give_up(&exec->out[i]);
     evict(exec);
-}
-
-/* The group outlives its leader while it has members; a new leader with the same number means that it had none. */
-static void kill_group(struct exec *exec, int number)
-{
-    list_each(it, &exec_running) {
-        const struct exec *other = entry(it, struct exec, link);
-        if (exec->state == EXEC_EXITED && other != exec && other->pid == exec->pid && other->state != EXEC_EXITED)
-            return;
-    }
-    kill(-exec->pid, number);
 }
 
 static void deadline_over(struct timer *timer)
@@ -221,8 +219,9 @@ void exec_reap(void)
 
 bool exec_children_left(void)
 {
+    siginfo_t info;
     exec_reap();
-    return wait4(-1, NULL, WNOHANG | WNOWAIT, NULL) == 0;
+    return waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
 }
 
 void exec_check_done(struct exec *exec)
@@ -240,5 +239,4 @@ void exec_check_done(struct exec *exec)
     list_append(&exec_finished, &exec->link);
     kept_count++;
     kept_bytes += memory(exec);
-    exec_retain();
 }

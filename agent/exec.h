@@ -71,7 +71,10 @@ struct exec *exec_find(const char *id);
 bool exec_evicted(const char *id); /* it existed and its log is gone */
 struct exec *exec_main(void);
 
-/* exec_start.c. Start what the frame asks for; the reply comes when the outcome is known. */
+/* exec_start.c. To be called before anything runs in the box: opens its /dev/null. Returns 0, or -1 with errno. */
+int exec_start_init(void);
+
+/* Start what the frame asks for; the reply comes when the outcome is known. */
 void exec_start(struct conn *conn, const struct frame *frame);
 
 /* exec.c */
@@ -82,7 +85,7 @@ void exec_check_done(struct exec *exec);  /* a stream has ended */
 void exec_forget(struct exec *exec);      /* release a finished execution; watchers that lack bytes are told by GAP */
 void exec_reap(void);                     /* collect ended children */
 bool exec_signal(struct exec *exec, int signal); /* to the whole process group */
-void exec_retain(void);                   /* apply the limits of retention */
+void exec_retain(void);                   /* once per turn: apply the limits of retention */
 bool exec_children_left(void);            /* any child, known or not */
 
 /* stream.c */
@@ -98,6 +101,7 @@ extern uint64_t stream_hold_ms;
 /* input.c */
 struct watcher;
 void input_init(struct exec *exec, int fd);
+/* Only while it is open. */
 void input_write(struct exec *exec, struct watcher *from, const uint8_t *bytes, size_t size);
 void input_end(struct exec *exec);
 void input_close(struct exec *exec);

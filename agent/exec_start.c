@@ -17,6 +17,12 @@
 
 static int null_fd = -1;
 
+int exec_start_init(void)
+{
+    null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    return null_fd < 0 ? -1 : 0;
+}
+
 /* The descriptors of a start. Ours end up in the execution, the child's are closed after the fork. */
 struct ends {
     int in, out, err, report;                 /* ours */
@@ -148,9 +154,7 @@ static void start(struct conn *conn, const struct frame *frame, struct start_req
     struct ends ends;
     struct exec *exec = NULL;
     pid_t pid = -1;
-    if (null_fd < 0)
-        null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (null_fd >= 0 && make_ends(&ends, request) && (exec = calloc(1, sizeof *exec))) {
+    if (make_ends(&ends, request) && (exec = calloc(1, sizeof *exec))) {
         struct child_plan plan = {.request = request, .in = ends.child_in, .out = ends.child_out, .err = ends.child_err,
                                   .null = null_fd, .tty = request->tty, .report = ends.child_report};
         if (request->tty)
@@ -171,8 +175,11 @@ static void start(struct conn *conn, const struct frame *frame, struct start_req
     exec->pid = pid;
     fill(exec, frame, request, &ends);
     exec_insert(exec);
-    source_watch(&exec->report, EPOLLIN);
-    watch_starter(exec, conn, frame->req, (request->flags & START_WATCH) != 0);
+    /* It may run by now, so there is no way back: a host that cannot be told learns it by asking again. */
+    if (!watch_starter(exec, conn, frame->req, (request->flags & START_WATCH) != 0))
+        conn_close(conn);
+    if (!source_watch(&exec->report, EPOLLIN))
+        kill(pid, SIGKILL); /* its end brings the report as well */
 }
 
 void exec_start(struct conn *conn, const struct frame *frame)

@@ -123,9 +123,6 @@ void input_init(struct exec *exec, int fd)
 
 void input_write(struct exec *exec, struct watcher *from, const uint8_t *bytes, size_t size)
 {
-    struct input *in = &exec->in;
-    if (in->source.fd < 0 || in->end)
-        return; /* thrown away, as STDIN_CLOSED told or will tell */
     if (!append(exec, from, bytes, size)) {
         input_close(exec); /* a hole in the input would be worse than its end */
         watch_input_closed(exec);

@@ -8,6 +8,7 @@
 
 #include "conn.h"
 #include "exec.h"
+#include "mainlog.h"
 
 enum { FLUSH_MS = 2000, MAIN_FLUSH_MS = 10000 };
 
@@ -39,8 +40,8 @@ static void signal_all(int number, pid_t spared)
     }
     list_each(it, &exec_running) {
         struct exec *exec = entry(it, struct exec, link);
-        if (exec->pid != spared)
-            kill(-exec->pid, number);
+        if (exec->pid != spared && kill(-exec->pid, number) < 0)
+            kill(exec->pid, number); /* it has not made its session yet */
     }
 }
 
@@ -48,6 +49,12 @@ static void kill_all(void)
 {
     phase = KILLED;
     signal_all(SIGKILL, 0);
+    list_each(it, &exec_running) { /* nobody is going to come for what is held back */
+        struct exec *exec = entry(it, struct exec, link);
+        for (int i = 0; i < 2; i++)
+            if (exec->out[i].held)
+                stream_unread(&exec->out[i]);
+    }
     timer_set(&clock_timer, loop_now() + FLUSH_MS);
 }
 
@@ -57,7 +64,7 @@ static void clock_over(struct timer *timer)
     if (phase == STOPPING)
         kill_all();
     else
-        expired = true;
+        expired = phase == KILLED;
 }
 
 void power_init(void)
@@ -110,5 +117,10 @@ bool power_over(void)
         check_main();
     if (phase == STOPPING && !exec_children_left())
         kill_all();
-    return phase == KILLED && (expired || (all_told() && !exec_children_left()));
+    if (phase != KILLED || !(expired || (all_told() && !exec_children_left())))
+        return false;
+    struct exec *main = exec_main();
+    if (main && main->state == EXEC_EXITED)
+        mainlog_exit(main->status, main->timed_out, main->ended_ns);
+    return true;
 }

@@ -39,7 +39,7 @@ static bool stdin_bytes(struct conn *conn, const struct frame *frame)
 {
     struct exec *exec = exec_find(frame->id);
     struct watcher *watcher = exec ? watch_find(exec, conn) : NULL;
-    if (!watcher || exec->in.source.fd < 0)
+    if (!watcher || exec->in.source.fd < 0 || exec->in.end)
         return true; /* finished, failed to start or closed: STDIN_CLOSED or EXITED is on its way */
     if (frame->length > watcher->credit)
         return false;
@@ -115,7 +115,7 @@ static void forget(struct conn *conn, const struct frame *frame)
         conn_fail(conn, frame->req, frame->id, F_REAPED, 0, "the execution's log has been released");
     } else if (!exec) {
         conn_fail(conn, frame->req, frame->id, F_NOT_FOUND, 0, "no such execution");
-    } else if (exec->state != EXEC_EXITED) {
+    } else if (exec->state != EXEC_EXITED || exec->main) {
         conn_fail(conn, frame->req, frame->id, F_BUSY, 0, "the execution is running");
     } else {
         exec_forget(exec);

@@ -12,7 +12,7 @@ enum {
     TURN_SIZE = 512 * 1024,  /* one stream in one turn of the loop */
     BUSY_SIZE = 256 * 1024,  /* output after which a pipe is worth widening */
     PIPE_SIZE = 1024 * 1024,
-    HANG_UP_MS = 50,         /* how often a terminal that nobody holds is looked at while its command runs */
+    RETRY_MS = 50,           /* how often a terminal that nobody holds is looked at while its command runs */
 };
 
 uint64_t stream_hold_ms = 10000;
@@ -98,42 +98,39 @@ static void account(struct stream *stream, const struct iovec *place, int pieces
     }
 }
 
-/* Read what may be read. After the reap, or when writers are gone, until the pipe is empty; otherwise once, and the loop calls again. */
+/* Read what may be read: after the reap until the pipe is empty, otherwise until a read comes short; the loop calls again. */
 static void stream_read(struct stream *stream)
 {
     bool exited = stream->exec->state == EXEC_EXITED;
-    size_t turn = 0, space = 0;
-    while (stream->open && turn < TURN_SIZE && (space = room(stream)) > 0) {
+    size_t turn = 0, wanted;
+    ssize_t size = 0;
+    do {
         struct iovec place[2];
-        size_t wanted = space < READ_SIZE ? space : READ_SIZE;
+        wanted = room(stream) < READ_SIZE ? room(stream) : READ_SIZE;
+        if (wanted == 0)
+            break;
         int pieces = window_room(&stream->window, wanted, place);
-        ssize_t size = pieces < 0 ? -1 : readv(stream->source.fd, place, pieces);
+        size = pieces < 0 ? -1 : readv(stream->source.fd, place, pieces);
         if (size > 0) {
             account(stream, place, pieces, (size_t)size);
             turn += (size_t)size;
-            if ((size_t)size < wanted && !exited)
-                break;
-        } else if (size == 0 || (errno == EIO && exited)) {
-            end(stream);
-            return;
-        } else if (errno == EIO) {
-            /* Every holder closed the terminal, but its session may open it again by name. */
-            source_watch(&stream->source, 0);
-            timer_set(&stream->linger, loop_now() + HANG_UP_MS);
-            break;
-        } else if (errno != EINTR) {
-            if (exited && !stream->linger.at)
-                quiet_from_now(stream);
-            break;
         }
-    }
+    } while (turn < TURN_SIZE && size > 0 && (exited || (size_t)size == wanted));
+    bool hung_up = size < 0 && errno == EIO; /* a terminal that nobody holds: its session may open it again by name */
+
     if (turn > 0) {
         watch_output(stream);
         if (exited)
             quiet_from_now(stream);
     }
-    if (space == 0 || turn > 0)
+    if (wanted > 0 && (size == 0 || (hung_up && exited))) {
+        end(stream);
+    } else if (hung_up) {
+        source_watch(&stream->source, 0);
+        timer_set(&stream->linger, loop_now() + RETRY_MS);
+    } else {
         stream_update(stream);
+    }
 }
 
 void stream_update(struct stream *stream)
@@ -141,8 +138,9 @@ void stream_update(struct stream *stream)
     if (!stream->open || stream->exec->state == EXEC_STARTING)
         return;
     if (room(stream) > 0) {
-        source_watch(&stream->source, EPOLLIN);
-        if (stream->exec->state == EXEC_EXITED && !stream->linger.at)
+        if (!source_watch(&stream->source, EPOLLIN))
+            timer_set(&stream->linger, loop_now() + RETRY_MS);
+        else if (stream->exec->state == EXEC_EXITED && !stream->linger.at)
             quiet_from_now(stream);
     } else {
         source_watch(&stream->source, 0);

@@ -53,11 +53,14 @@ static int set_attributes(struct tar_extract *x, int fd, const struct tar_member
     return 0;
 }
 
-/* For what cannot be opened: symlinks, devices, fifos. They are made with their mode. */
+/* For what cannot be opened: symlinks, devices, fifos. They are made with their mode; only the change of owner takes
+ * something away, which is put back where nobody can have exchanged the name for a symlink meanwhile. */
 static int set_attributes_at(struct tar_extract *x, int parent, const char *name, const struct tar_member *m) {
     const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, m->mtime};
     if (x->options->keep_ids && fchownat(parent, name, m->uid, m->gid, AT_SYMLINK_NOFOLLOW) < 0)
         return fail_owner(x, m);
+    if (m->type != S_IFLNK && !x->options->put && fchmodat(parent, name, m->mode, 0) < 0)
+        return tar_fail_errno(x->error, "cannot set the mode");
     if (utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW) < 0)
         return tar_fail_errno(x->error, "cannot set the time");
     return 0;

@@ -14,7 +14,7 @@ enum {
 
 static void mark_ready(struct watcher *watcher)
 {
-    if (list_empty(&watcher->of_ready))
+    if (!watcher->conn->closed && list_empty(&watcher->of_ready))
         list_append(&watcher->conn->ready, &watcher->of_ready);
 }
 
@@ -61,6 +61,7 @@ static void attach_stream(struct watcher *watcher, int index, uint64_t position)
     *cursor = (struct cursor){.next = position, .acked = position, .attached = true};
     stream->held = false;
     timer_clear(&stream->hold);
+    stream_update(stream);
 }
 
 /* The stream loses a watcher. What that watcher had not acknowledged is held back for the next one if the loss was not orderly. */
@@ -113,6 +114,13 @@ static void tell_exited(struct watcher *watcher)
     put64(put64(put64(put64(payload + 8, exec->ended_ns), exec->user_us), exec->system_us), exec->max_rss);
     conn_send(watcher->conn, EXITED, 0, 0, exec->id, payload, sizeof payload);
     watcher->told = true;
+}
+
+static void tell_gap(struct watcher *watcher, int index, uint64_t from, uint64_t to)
+{
+    uint8_t payload[16];
+    put64(put64(payload, from), to);
+    conn_send(watcher->conn, GAP, (uint8_t)(index + 1), 0, watcher->exec->id, payload, sizeof payload);
 }
 
 static void tell_attached(struct watcher *watcher, uint32_t req)
@@ -200,32 +208,26 @@ void watch_attach(struct conn *conn, const struct frame *frame)
         conn_fail(conn, frame->req, frame->id, F_RESOURCE, ENOMEM, "out of memory");
         return;
     }
+    for (int i = 0; i < 2; i++) {
+        uint64_t tail = window_tail(&exec->out[i].window);
+        if (streams & 1 << i)
+            attach_stream(watcher, i, position[i] < tail ? tail : position[i]);
+        else
+            detach_stream(watcher, i, true);
+    }
     if (exec->state == EXEC_STARTING) {
         watcher->attaching = true;
         watcher->req = frame->req;
-    } else {
-        grant(watcher);
-        tell_attached(watcher, frame->req);
+        return;
     }
-    uint64_t from[2];
-    for (int i = 0; i < 2; i++) {
-        struct stream *stream = &exec->out[i];
-        uint64_t tail = window_tail(&stream->window);
-        from[i] = position[i] < tail ? tail : position[i];
-        if (!(streams & 1 << i)) {
-            detach_stream(watcher, i, true);
-            continue;
-        }
-        attach_stream(watcher, i, from[i]);
-        if (position[i] < tail) {
-            uint8_t gap[16];
-            put64(put64(gap, position[i]), tail);
-            conn_send(conn, GAP, stream->number, 0, exec->id, gap, sizeof gap);
-        }
-        stream_update(stream);
-    }
+    /* From here on the connection may break, which releases the watcher. */
+    grant(watcher);
+    tell_attached(watcher, frame->req);
     if (exec->state == EXEC_EXITED)
         tell_exited(watcher);
+    for (int i = 0; i < 2; i++)
+        if ((streams & 1 << i) && position[i] < watcher->at[i].next)
+            tell_gap(watcher, i, position[i], watcher->at[i].next);
     mark_ready(watcher);
 }
 
@@ -318,11 +320,8 @@ void watch_dropped(struct exec *exec)
             const struct stream *stream = &exec->out[i];
             if (!cursor->attached || cursor->ended)
                 continue;
-            if (cursor->next < stream->window.head) {
-                uint8_t gap[16];
-                put64(put64(gap, cursor->next), stream->window.head);
-                conn_send(watcher->conn, GAP, stream->number, 0, exec->id, gap, sizeof gap);
-            }
+            if (cursor->next < stream->window.head)
+                tell_gap(watcher, i, cursor->next, stream->window.head);
             send_end(watcher, i);
         }
         unlink_watcher(watcher);

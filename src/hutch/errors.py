@@ -24,8 +24,8 @@
      ├── InternalError             internal              500
      └── DeadlineError             timeout               504
 
-Each class has a stable ``code`` and the HTTP ``status`` that the server derives from it. A message names the thing, the cause and,
-where there is one, the way out.
+Each class has a stable ``code`` and the HTTP ``status`` that the server derives from it. A message names the thing,
+the cause and, where there is one, the way out.
 """
 
 from __future__ import annotations
@@ -100,12 +100,11 @@ class InvalidStateError(HutchError):
 class RuntimeClosedError(InvalidStateError):
     """The runtime was closed while the caller waited.
 
-    ``exit_code`` is the reaped exit code, if it was known; ``stdout`` and ``stderr`` are what had arrived in collecting sinks.
+    ``exit_code`` is the reaped exit code, if it was known; ``stdout`` and ``stderr`` are what had arrived in
+    collecting sinks.
     """
 
-    def __init__(
-        self, message: str, *, exit_code: int | None = None, stdout: bytes = b"", stderr: bytes = b""
-    ) -> None:
+    def __init__(self, message: str, *, exit_code: int | None = None, stdout: bytes = b"", stderr: bytes = b"") -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.stdout = stdout

@@ -1,6 +1,7 @@
 """The value types that all layers share: frozen, without behaviour beyond checking themselves.
 
-Sizes are bytes unless the name says otherwise (``memory_mib``, ``disk_gb``); times are seconds; times of day are Unix seconds.
+Sizes are bytes unless the name says otherwise (``memory_mib``, ``disk_gb``); times are seconds; times of day are
+Unix seconds.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
 class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a box is made from.
 
-    ``command`` is the main command (``None``: the box has none and idles until someone executes something in it; an empty tuple: the
-    one that the image names). A box with a main command lives as long as that command.
+    ``command`` is the main command (``None``: the box has none and idles until someone executes something in it; an
+    empty tuple: the one that the image names). A box with a main command lives as long as that command.
     """
 
     image: str
@@ -132,8 +133,9 @@ class ExecInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """How a command ended, and what it wrote where that was collected.
 
-    ``exit_code`` is the exit code, or minus the number of the signal that ended the process. ``truncated`` says that bytes are missing from
-    ``stdout`` or ``stderr`` (``dropped`` counts them); ``lingering`` that a background process still held the streams when they were given up.
+    ``exit_code`` is the exit code, or minus the number of the signal that ended the process. ``truncated`` says that
+    bytes are missing from ``stdout`` or ``stderr`` (``dropped`` counts them); ``lingering`` that a background
+    process still held the streams when they were given up.
     """
 
     exit_code: int
@@ -227,7 +229,8 @@ class VolumeInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """An image in the local store. ``digest`` is the config digest: the image's identity. ``size`` is that of the unpacked layers."""
+    """An image in the local store. ``digest`` is the config digest: the image's identity. ``size`` is that of the
+    unpacked layers."""
 
     digest: str
     references: tuple[str, ...]
@@ -247,7 +250,8 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of long work. ``item`` is e.g. a layer digest; ``total`` is ``None`` while unknown; ``phase``: resolve, download, unpack, done, exists."""
+    """A step of long work. ``item`` is e.g. a layer digest; ``total`` is ``None`` while unknown; ``phase``: resolve,
+    download, unpack, done, exists."""
 
     phase: str
     item: str = ""

@@ -40,8 +40,10 @@ async def run(session: Session, args: Arguments) -> int:
             return 0
         connection = Connection(session, tty=args.tty, stdin=args.interactive, timeout=args.timeout)
         async with _cleared_away(box, connection, remove=args.rm):
-            await box.start()
-            return await connection.serve(lambda out, err: box.attach("main", stdout=out, stderr=err))
+            rows, cols = terminal.size(terminal.STDIN)
+            return await connection.serve(
+                lambda out, err: box.start_attached(rows=rows, cols=cols, stdout=out, stderr=err)
+            )
 
 
 async def create(session: Session, args: Arguments) -> int:

@@ -1,6 +1,7 @@
 """The host's side of the agent protocol (docs/agent-protocol.md): requests to bytes, frames to events. Sans-IO.
 
-Nothing that the agent sends is trusted: sizes, positions and ids are checked, and what does not fit raises `FrameError`.
+Nothing that the agent sends is trusted: sizes, positions and ids are checked, and what does not fit raises
+`FrameError`.
 """
 
 from __future__ import annotations

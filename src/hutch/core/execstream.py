@@ -5,8 +5,9 @@
     delivered(stream, position)                  Ack           what to tell the agent
     abandon(status)                              Finished      exactly once, and last
 
-An execution is *reaped* when its exit is known, and *finished* when, besides, every stream has ended and all its bytes were handed to
-their sinks. `Finished` is never put out before that: whoever learns that a command ended already has everything that it wrote.
+An execution is *reaped* when its exit is known, and *finished* when, besides, every stream has ended and all its
+bytes were handed to their sinks. `Finished` is never put out before that: whoever learns that a command ended
+already has everything that it wrote.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class ExecStream:
         return {s: self._flows[s].received for s in streams if s in self._flows and not self._flows[s].ended}
 
     def receive(self, event: StreamEvent) -> list[Output]:
-        """Take what the agent reported. Raises `FrameError` for what breaks the protocol (a hole, a chunk after the end)."""
+        """Take what the agent reported. Raises `FrameError` for what breaks the protocol (a hole, a chunk after the
+        end)."""
         if isinstance(event, Exited):
             return self._exited(event)
         flow = self._flows.get(event.stream)
@@ -133,7 +135,8 @@ class ExecStream:
         return outputs
 
     def abandon(self, exit: Exited) -> list[Output]:
-        """No more events will come (the box died): end every stream where it stands; an exit that was reported stays authoritative."""
+        """No more events will come (the box died): end every stream where it stands; an exit that was reported stays
+        authoritative."""
         outputs: list[Output] = []
         for stream, flow in self._flows.items():
             if not flow.ended:

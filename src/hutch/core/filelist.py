@@ -1,4 +1,5 @@
-"""The records of STAT and LIST (docs/agent-protocol.md, "Files"). They come out of the box, so nothing in them is trusted."""
+"""The records of STAT and LIST (docs/agent-protocol.md, "Files"). They come out of the box, so nothing in them is
+trusted."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ TYPES = {
 
 
 def parse_listing(data: bytes) -> list[FileInfo]:
-    """Turn the output of STAT or LIST into file descriptions. Raises `UpstreamUnavailableError` for what is not one."""
+    """Turn the output of STAT or LIST into file descriptions. Raises `UpstreamUnavailableError` for what is not
+    one."""
     fields = data.split(b"\0")
     if fields.pop() != b"" or len(fields) % 2:
         raise UpstreamUnavailableError("the box's agent sent a malformed list of files")

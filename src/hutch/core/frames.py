@@ -63,9 +63,7 @@ class Decoder:
                 end = position + HEADER.size + length
                 if end > len(view):
                     break
-                frames.append(
-                    Frame(kind, stream, req, _decode_id(raw), bytes(view[position + HEADER.size : end]))
-                )
+                frames.append(Frame(kind, stream, req, _decode_id(raw), bytes(view[position + HEADER.size : end])))
                 position = end
             rest = bytes(view[position:])
         finally:

@@ -12,6 +12,7 @@ LENGTH = 12
 
 _ID = re.compile(r"[0-9A-Za-z]{12}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+_RULE = "characters, letters, digits, '.', '_' and '-', starting with a letter or digit"
 _VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,127}\Z")
 
 
@@ -34,7 +35,7 @@ def check_name(name: str, what: str = "box") -> str:
     """Return the name if it is legal. Raises `InvalidArgumentError`."""
     if not _NAME.match(name):
         raise InvalidArgumentError(
-            f"{what} name {name!r} is not valid: 1 to 128 characters, letters, digits, '.', '_' and '-', starting with a letter or digit"
+            f"{what} name {name!r} is not valid: 1 to 128 {_RULE}"
         )
     return name
 
@@ -43,6 +44,6 @@ def check_volume_name(name: str) -> str:
     """Return the volume name if it is legal. Raises `InvalidArgumentError`."""
     if not _VOLUME.match(name):
         raise InvalidArgumentError(
-            f"volume name {name!r} is not valid: 2 to 128 characters, letters, digits, '.', '_' and '-', starting with a letter or digit"
+            f"volume name {name!r} is not valid: 2 to 128 {_RULE}"
         )
     return name

@@ -1,8 +1,8 @@
 """The life of a box as a table, and what an operation may do in each state.
 
-    configured ──start──► running ──stop──► stopping ──stopped──► stopped ──start──► running …
-                             │ ▲ pause/resume (paused)                 ▲
-                             └─┴── died ──► failed | stopped ──────────┘
+configured ──start──► running ──stop──► stopping ──stopped──► stopped ──start──► running …
+                         │ ▲ pause/resume (paused)                 ▲
+                         └─┴── died ──► failed | stopped ──────────┘
 """
 
 from __future__ import annotations

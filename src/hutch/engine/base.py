@@ -1,15 +1,17 @@
 """The small interface behind which boxes are isolated.
 
-An engine starts a box so that an agent (PID 1) runs in it, gives byte channels to that agent, and takes the box away again. Executing
-commands, files and metrics of commands are not the engine's: they speak the agent protocol over the channel.
+An engine starts a box so that an agent (PID 1) runs in it, gives byte channels to that agent, and takes the box away
+again. Executing commands, files and metrics of commands are not the engine's: they speak the agent protocol over the
+channel.
 
-The runtime serialises calls that change one box (it holds the box's lock); ``observe``, ``connect`` and ``stats`` may come at any time, from
-any process. Nothing here reads the record database.
+The runtime serialises calls that change one box (it holds the box's lock); ``observe``, ``connect`` and ``stats``
+may come at any time, from any process. Nothing here reads the record database.
 """
 
 from __future__ import annotations
 
 import enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -18,7 +20,6 @@ from hutch.types import Limits
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
 
 class Capability(enum.StrEnum):
@@ -30,8 +31,9 @@ class Capability(enum.StrEnum):
 
 
 class Lower(msgspec.Struct, frozen=True):
-    """One read-only layer of a box's root. ``owned_by_box``: its owners on disk are those of the box's user namespace already
-    (a frozen upper layer); otherwise they are the image's own (0 … 65535) and are shifted at the mount."""
+    """One read-only layer of a box's root. ``owned_by_box``: its owners on disk are those of the box's user
+    namespace already (a frozen upper layer); otherwise they are the image's own (0 … 65535) and are shifted at the
+    mount."""
 
     path: Path
     owned_by_box: bool = False
@@ -48,8 +50,9 @@ class MountPlan(msgspec.Struct, frozen=True):
 class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All that an engine needs to start a box.
 
-    ``directory`` is the box's own folder on the host. It exists; it holds ``upper/`` and ``work/`` (the engine makes them if absent),
-    and ``run/`` belongs to the engine. ``main.log.0``, ``main.log.1`` and ``exit`` in it are the agent's (see docs/agent-protocol.md).
+    ``directory`` is the box's own folder on the host. It exists; it holds ``upper/`` and ``work/`` (the engine makes
+    them if absent), and ``run/`` belongs to the engine. ``main.log.0``, ``main.log.1`` and ``exit`` in it are the
+    agent's (see docs/agent-protocol.md).
     """
 
     box_id: str
@@ -71,7 +74,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observed(msgspec.Struct, frozen=True, kw_only=True):
-    """The truth about a box. ``running``: its PID 1 is alive (checked by pid and start time). ``pid`` is ``None`` when it is not."""
+    """The truth about a box. ``running``: its PID 1 is alive (checked by pid and start time). ``pid`` is ``None``
+    when it is not."""
 
     running: bool
     pid: int | None = None
@@ -97,7 +101,8 @@ class Engine(Protocol):
         """Raise `EngineError` (with the way out) when this machine cannot run boxes of this kind."""
 
     async def start(self, plan: BoxPlan) -> Started:
-        """Start the box and return once its agent answers on the channel. On any failure or cancellation nothing is left behind.
+        """Start the box and return once its agent answers on the channel. On any failure or cancellation nothing is
+        left behind.
 
         Raises `EngineError` naming the step that failed.
         """
@@ -109,11 +114,12 @@ class Engine(Protocol):
         """
 
     def observe(self, directory: Path) -> Observed:
-        """Look whether the box runs. Cheap (well under a millisecond), never blocks, never raises for a missing box."""
+        """Look whether the box runs. Cheap (well under a millisecond), never blocks, never raises for a missing
+        box."""
 
     async def kill(self, directory: Path) -> None:
-        """End every process of the box at once and release all that the start took (mounts, cgroups, run files). Idempotent; returns
-        when nothing is left. The upper layer and the logs stay."""
+        """End every process of the box at once and release all that the start took (mounts, cgroups, run files).
+        Idempotent; returns when nothing is left. The upper layer and the logs stay."""
 
     async def freeze(self, directory: Path) -> None:
         """Stop all processes of the box from running until `thaw`."""
@@ -125,7 +131,9 @@ class Engine(Protocol):
         """Measure. Cheap; all fields ``None`` for a box that does not run."""
 
     async def remove_tree(self, path: Path) -> None:
-        """Delete a folder whose files may belong to the box's users. Idempotent. Never follows a symlink out of it."""
+        """Delete a folder whose files may belong to the box's users. Idempotent. Never follows a symlink out of
+        it."""
 
     async def copy_tree(self, source: Path, target: Path) -> None:
-        """Copy a layer: owners, modes, times, xattrs, hard links, devices, sparse files. ``target`` must not exist; on failure none of it stays."""
+        """Copy a layer: owners, modes, times, xattrs, hard links, devices, sparse files. ``target`` must not exist;
+        on failure none of it stays."""

@@ -284,11 +284,18 @@ class Group(msgspec.Struct, frozen=True):
         if not _write(member.path / file, value) or not await proc.poll_until(reached, FREEZE_SECONDS):
             raise EngineError(f"cannot {'freeze' if frozen else 'thaw'} the control group {member.path}")
 
-    async def remove(self) -> None:
-        """Kill what is left in the groups, wait until they are empty, and delete them. Idempotent. Raises `EngineError`."""
+    def release(self) -> None:
+        """Let frozen processes die when they are killed (those of version 1 would wait). Idempotent."""
         freezer = self._at("freezer")
         if freezer is not None and freezer.version == 1:
-            _write(freezer.path / "freezer.state", "THAWED")  # a frozen process does not die
+            _write(freezer.path / "freezer.state", "THAWED")
+
+    async def remove(self) -> None:
+        """Kill what is left in the groups, wait until they are empty, and delete them. Idempotent.
+
+        Raises `EngineError`.
+        """
+        self.release()
         for member in self.members:
             if not await proc.poll_until(functools.partial(_remove_one, member.path), REMOVE_SECONDS):
                 raise EngineError(f"the control group {member.path} does not become empty")

@@ -65,10 +65,10 @@ def current() -> Mapping:
     gids = _subordinate(Path("/etc/subgid"), uid)
     if uids and gids and shutil.which("newuidmap") and shutil.which("newgidmap"):
         count = min(uids[1], gids[1], COUNT - 1)
-        line = f"0 0 {count + 1}"
+        lines = f"0 0 1\n1 1 {count}"  # a range may not span two of the outer namespace's
         return Mapping(
-            uid_map=line,
-            gid_map=line,
+            uid_map=lines,
+            gid_map=lines,
             owner=0,
             count=count + 1,
             outer_uid=f"0 {uid} 1\n1 {uids[0]} {count}",

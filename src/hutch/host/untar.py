@@ -1,8 +1,9 @@
 """Write a tar stream that is not trusted below one directory of the host.
 
-Every step goes through directory descriptors without following symlinks (openat(2), O_NOFOLLOW), so neither a name in the stream nor a
-symlink that it made, nor one that someone puts there meanwhile, leads a write anywhere else. Owners are the caller's; set-id bits, devices and
-special files are left out; hard links become links to what the same stream wrote.
+Every step goes through directory descriptors without following symlinks (openat(2), O_NOFOLLOW), so neither a name
+in the stream nor a symlink that it made, nor one that someone puts there meanwhile, leads a write anywhere else.
+Owners are the caller's; set-id bits, devices and special files are left out; hard links become links to what the
+same stream wrote.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _MAX_DEPTH = 1024
 
 
 def extract_below(stream: tarfile.TarFile, directory: Path, name: str) -> None:
-    """Extract a stream whose first member is renamed to ``name``, an entry of ``directory``; the others must lie below the first.
+    """Extract a stream whose first member is renamed to ``name``, an entry of ``directory``; the others must lie
+    below the first.
 
     Raises `InvalidArgumentError` for names that lead elsewhere, `OSError`.
     """
@@ -40,7 +42,9 @@ def extract_below(stream: tarfile.TarFile, directory: Path, name: str) -> None:
             if first is None:
                 first = parts[0] if parts else "."
                 if len(parts) > 1:
-                    raise InvalidArgumentError(f"the box sent {member.name!r} first, which is not the name of one entry")
+                    raise InvalidArgumentError(
+                        f"the box sent {member.name!r} first, which is not the name of one entry"
+                    )
             path = _renamed(parts, first, name)
             _extract(stream, member, root, path, first, name)
             if member.isdir():
@@ -131,7 +135,8 @@ def _replacing(parent: int, leaf: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _parent(root: int, path: list[str]) -> Iterator[tuple[int, str]]:
-    """Yield a descriptor of the directory that holds ``path``'s last component, reached without following a symlink."""
+    """Yield a descriptor of the directory that holds ``path``'s last component, reached without following a
+    symlink."""
     fd = os.dup(root)
     try:
         for part in path[:-1]:

@@ -238,8 +238,7 @@ class DockerArchive:
         config = await _document(self._files, saved.config)
         members = {"member": saved.config}
         layers = [
-            Descriptor("", _extent(self._files, name).size, annotations={"member": name})
-            for name in saved.layers
+            Descriptor("", _extent(self._files, name).size, annotations={"member": name}) for name in saved.layers
         ]
         manifest = Manifest(Descriptor(sha256(config), len(config), annotations=members), layers)
         return Image(tuple(saved.repo_tags or ()), manifest, "")

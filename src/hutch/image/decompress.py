@@ -75,6 +75,11 @@ _MAGIC: Final[dict[bytes, Callable[[], _Decompressor]]] = {
 _LONGEST_MAGIC: Final = 6
 
 
+def is_compressed(head: bytes) -> bool:
+    """Whether these are the first bytes (6 or more) of a compressed file."""
+    return head.startswith(tuple(_MAGIC))
+
+
 class Decoder:
     """Turns the compressed bytes of a layer into plain ones; several members or frames in a row are one stream.
 

@@ -129,6 +129,8 @@ class Disk:
             (path / "fs").mkdir()
             (path / "fs").chmod(0o755)
             yield path
+            # Whoever opened the lock's file in between will see that it is gone: see `try_lock`.
+            (self._locks / name).unlink(missing_ok=True)
 
     def detach_layers(self, keep: Container[str]) -> int:
         """Move the layers (by name) that are not kept, nor counted on by a pull, to ``tmp``; return their size.

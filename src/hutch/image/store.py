@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform as _platform
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hutch.core import ociref
@@ -17,6 +16,8 @@ from hutch.errors import (
     ResourceExhaustedError,
     StorageError,
 )
+from hutch.image import bootstrap
+from hutch.image.bundle import chosen, opened
 from hutch.image.config import RegistryConfig
 from hutch.image.disk import Disk, short
 from hutch.image.helper import remove_tree
@@ -25,6 +26,7 @@ from hutch.types import ImageInfo, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
+    from pathlib import Path
 
     from hutch.core.ociref import Reference
     from hutch.image.install import Report
@@ -69,7 +71,7 @@ class ImageStore:
             if not always and (info := self._local(name)) and (platform is None or _fits(info, wanted)):
                 report(Progress(phase="exists", item=info.digest))
                 return info
-            self._disk.prepare()
+            await self._prepare()
             report(Progress(phase="resolve", item=name.familiar))
             async with Registry(name, self._config) as registry:
                 target = name.target
@@ -87,6 +89,70 @@ class ImageStore:
                         )
                     target = select(found.manifests, wanted).digest
                 raise ImageError("the indexes are nested too deep")
+
+    async def load(
+        self,
+        path: Path,
+        *,
+        reference: str | None = None,
+        platform: str | None = None,
+        progress: Report | None = None,
+    ) -> Sequence[ImageInfo]:
+        """Add the images of a file or folder: an OCI layout or a ``docker save`` archive (as a folder or a tar, compressed
+        or not), or a plain root file system (likewise), which needs a ``reference``.
+
+        With a ``reference``, an archive's only image gets that name; of several, the one that has it is loaded.
+
+        Raises `ImageError`, `ResourceExhaustedError`, `InvalidArgumentError`.
+        """
+        report = progress or _ignore
+        name = ociref.parse(reference) if reference is not None else None
+        with _about(str(path)):
+            wanted = _wanted(platform)
+            await self._prepare()
+            async with opened(path, self._disk.tmp, self._config.max_layer_bytes) as bundle:
+                if bundle.archive is None:
+                    if name is None:
+                        raise InvalidArgumentError(f"{path} is a plain root file system: name it with `reference`")
+                    return [await self._installer.rootfs(bundle.rootfs(), platform=wanted, name=name, report=report)]
+                return [
+                    await self._installer.image(
+                        bundle.archive,
+                        image.manifest,
+                        manifest_digest=image.manifest_digest,
+                        wanted=wanted,
+                        names=names,
+                        report=report,
+                    )
+                    for image, names in chosen(await bundle.archive.images(wanted), name)
+                ]
+
+    async def bootstrap(
+        self,
+        *,
+        reference: str,
+        packages: Sequence[str] = (),
+        suite: str = "bookworm",
+        flavour: str = "debian",
+        progress: Report | None = None,
+    ) -> ImageInfo:
+        """Make a base image from the machine's own apt mirror: a minimal Debian of the suite with the packages, or
+        (``flavour="busybox"``) the static busybox.
+
+        Raises `ImageError`, `InvalidArgumentError`.
+        """
+        report = progress or _ignore
+        name = ociref.parse(reference)
+        with _about(name.familiar):
+            wanted = _wanted(None)
+            await self._prepare()
+            if flavour == "busybox":
+                return await bootstrap.busybox(self._installer, name, platform=wanted, report=report)
+            if flavour != "debian":
+                raise InvalidArgumentError(f"{flavour!r} is not a flavour; choose debian or busybox")
+            return await bootstrap.debian(
+                self._installer, name, suite=suite, packages=packages, platform=wanted, report=report
+            )
 
     def get(self, reference: str) -> ImageInfo:
         """Return a local image by reference, config digest, or a prefix of the digest (6 digits or more).
@@ -110,9 +176,7 @@ class ImageStore:
         paths = tuple(self._disk.layer(diff_id) / "fs" for diff_id in dict.fromkeys(reversed(image.layers)))
         for path in paths:
             if not path.is_dir():
-                raise ImageError(
-                    f"image {image.digest}: the layer {path.parent.name} is missing; pull it again"
-                )
+                raise ImageError(f"image {image.digest}: the layer {path.parent.name} is missing; pull it again")
         return paths
 
     async def remove(self, reference: str, *, in_use: Container[str] = ()) -> Sequence[str]:
@@ -122,7 +186,7 @@ class ImageStore:
 
         Raises `NotFoundError`, `InvalidStateError` when the image would have to go but is in use.
         """
-        self._disk.prepare()
+        await self._prepare()
         async with self._disk.index_lock():
             info, named = self._find(reference)
             references = self._disk.references()
@@ -130,12 +194,8 @@ class ImageStore:
             going = [str(named)] if named else names
             last = set(going) == set(names)
             if last and info.digest in in_use:
-                raise InvalidStateError(
-                    f"image {reference!r} ({info.digest}) is used by a box; remove the box first"
-                )
-            self._disk.write_references(
-                {name: digest for name, digest in references.items() if name not in going}
-            )
+                raise InvalidStateError(f"image {reference!r} ({info.digest}) is used by a box; remove the box first")
+            self._disk.write_references({name: digest for name, digest in references.items() if name not in going})
             if last:
                 self._disk.delete_record(info.digest)
                 self._detach_layers()
@@ -148,21 +208,23 @@ class ImageStore:
 
         Returns the size of the layers removed, in bytes.
         """
-        self._disk.prepare()
+        await self._prepare()
         async with self._disk.index_lock():
             references = self._disk.references()
             named = set() if all else set(references.values())
             for info in self._disk.records():
                 if info.digest not in named and info.digest not in in_use:
-                    references = {
-                        name: digest for name, digest in references.items() if digest != info.digest
-                    }
+                    references = {name: digest for name, digest in references.items() if digest != info.digest}
                     self._disk.write_references(references)
                     self._disk.delete_record(info.digest)
             self._disk.drop_leftovers()
             freed = self._detach_layers()
         await self._disk.sweep(remove_tree)
         return freed
+
+    async def _prepare(self) -> None:
+        self._disk.prepare()
+        await self._disk.sweep(remove_tree)
 
     def _detach_layers(self) -> int:
         keep = {short(diff_id) for info in self._disk.records() for diff_id in info.layers}
@@ -186,9 +248,7 @@ class ImageStore:
         if len(prefix) < _MIN_PREFIX or not found:
             raise NotFoundError(f"there is no image {text[:300]!r} here; pull or load it first")
         if len(found) > 1:
-            raise InvalidArgumentError(
-                f"{text!r} is the beginning of {len(found)} images' digests; give more of it"
-            )
+            raise InvalidArgumentError(f"{text!r} is the beginning of {len(found)} images' digests; give more of it")
         return self._disk.with_names(found[0]), None
 
 

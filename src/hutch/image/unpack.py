@@ -93,9 +93,7 @@ async def unpack_blob(
         async def pump() -> None:
             send, receive = anyio.create_memory_object_stream[bytes](_QUEUE)
             try:
-                await together(
-                    lambda: _produce(chunks, feed, send, received), lambda: _consume(receive, feed)
-                )
+                await together(lambda: _produce(chunks, feed, send, received), lambda: _consume(receive, feed))
             except BrokenPipeError:
                 feed.cut = True  # the child has gone, and says why on its standard error
             finally:
@@ -229,9 +227,7 @@ def _judge(feed: _Feed, exit_code: int | None, out: bytes, err: bytes) -> Unpack
     cause = err.decode("utf-8", "replace").strip()[-500:]
     if exit_code != 0:
         kind = ResourceExhaustedError if _LIMIT.search(cause) else ImageError
-        raise kind(
-            f"layer {feed.blob.name} cannot be unpacked: {cause or f'box-agent unpack ended with {exit_code}'}"
-        )
+        raise kind(f"layer {feed.blob.name} cannot be unpacked: {cause or f'box-agent unpack ended with {exit_code}'}")
     report = _REPORT.fullmatch(out)
     if feed.cut or report is None:
         raise ImageError(f"layer {feed.blob.name} cannot be unpacked: box-agent unpack gave no proper report")

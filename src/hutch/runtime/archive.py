@@ -3,7 +3,8 @@
     hutch-box.json        format, record of the box, list of layers (name, sha256, size), bottom first
     layers/0.tar.zst …    one a layer, with OCI whiteouts (OCI image spec, "Representing Changes") and image owners
 
-An archive comes from anywhere: members, sizes and digests are checked, and layers are unpacked by the same confined child that unpacks images.
+An archive comes from anywhere: members, sizes and digests are checked, and layers are unpacked by the same confined
+child that unpacks images.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import msgspec
 from hutch.errors import HutchError, InvalidArgumentError, StorageError
 from hutch.host import mapping
 from hutch.host.binary import agent_path
+from hutch.image import RegistryConfig
 from hutch.image.unpack import Blob, unpack_blob
 from hutch.runtime.home import new_id
 from hutch.runtime.spec import check_spec
@@ -46,8 +48,8 @@ FORMAT = 1
 MANIFEST = "hutch-box.json"
 MAX_LAYERS = 256
 MAX_MANIFEST = 4 << 20
-MAX_LAYER_BYTES = 20 << 30
-MAX_LAYER_ENTRIES = 2_000_000
+# An archive's layers have the same bounds as those of an image.
+_LIMITS = RegistryConfig()
 _CHUNK = 1 << 20
 
 
@@ -68,7 +70,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def write(path: Path, record: BoxRecord, layers: Sequence[tuple[Path, bool]]) -> None:
-    """Write an archive of a box with these layers (topmost first; whether their owners are the box's), atomically. Raises `StorageError`."""
+    """Write an archive of a box with these layers (topmost first; whether their owners are the box's), atomically.
+    Raises `StorageError`."""
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             entries = []
@@ -87,7 +90,8 @@ async def write(path: Path, record: BoxRecord, layers: Sequence[tuple[Path, bool
 
 
 async def read(path: Path, home: Home, engine: Engine) -> tuple[BoxRecord, tuple[str, ...]]:
-    """Unpack an archive's layers into frozen disks; returns the box's record as it was written and the disks, topmost first.
+    """Unpack an archive's layers into frozen disks; returns the box's record as it was written and the disks,
+    topmost first.
 
     Raises `InvalidArgumentError` for what is not a sound archive; nothing of it stays then.
     """
@@ -100,14 +104,9 @@ async def read(path: Path, home: Home, engine: Engine) -> tuple[BoxRecord, tuple
                 member = await anyio.to_thread.run_sync(_member, path, archive, entry)
                 name = f"{new_id()}-image"
                 made.append(name)
-                blob = Blob(
-                    digest=f"sha256:{entry.sha256}",
-                    size=entry.size,
-                    max_bytes=MAX_LAYER_BYTES,
-                    max_entries=MAX_LAYER_ENTRIES,
-                )
+                blob = Blob(digest=f"sha256:{entry.sha256}", size=entry.size)
                 home.disk(name).mkdir(mode=0o755)
-                await unpack_blob(_chunks(member), blob, home.disk(name))
+                await unpack_blob(_chunks(member), blob, home.disk(name), config=_LIMITS)
     except HutchError as error:
         await _discard(made, home, engine)
         if isinstance(error, InvalidArgumentError):

@@ -19,9 +19,10 @@ from hutch.errors import (
     NotFoundError,
 )
 from hutch.runtime import logs
-from hutch.runtime.execution import COLLECT_LIMIT, Host, LocalExecution, check_size
+from hutch.runtime.execution import COLLECT_LIMIT, DISCARD, Host, LocalExecution, check_size
 from hutch.runtime.files import BoxFiles
 from hutch.runtime.home import new_id
+from hutch.runtime.lives import MAIN
 from hutch.runtime.snapshots import BoxSnapshots
 from hutch.types import BoxStats, ExecInfo, ExecState, LogEntry
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from hutch.runtime.runtime import LocalRuntime
     from hutch.types import BoxInfo, Result
 
-MAIN = "main"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -75,6 +75,39 @@ class LocalBox:
     async def start(self) -> None:
         """Start the box and its main command. Nothing happens when it runs."""
         await self._lives.start(self.id)
+
+    async def start_attached(
+        self,
+        *,
+        rows: int = 24,
+        cols: int = 80,
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
+    ) -> LocalExecution:
+        """Start the box and watch its main command from its first byte. See `hutch.sdk.base.Box.start_attached`."""
+        check_size(rows, cols)
+        record = self._lives.record(self.id)
+        if record.command is None:
+            raise InvalidArgumentError(f"box {self.name or self.id} has no main command to attach to")
+        made: list[LocalExecution] = []
+
+        @contextlib.asynccontextmanager
+        async def watch(channel: AgentChannel) -> AsyncIterator[tuple[tuple[int, int], LocalExecution]]:
+            spec = record.spec
+            self._counts_oom = spec.limits.memory_mib is not None
+            execution = LocalExecution(self._host, channel, MAIN, tty=spec.tty, stdin=spec.open_stdin)
+            for stream, sink in ((proto.STDOUT, stdout), (proto.STDERR, stderr)):
+                execution.set_sink(stream, DISCARD if sink is None else sink)
+            self._executions.add(execution)
+            made.append(execution)
+            try:
+                yield (rows, cols), execution
+            except BaseException:
+                await execution.close()
+                raise
+
+        await self._lives.start_watched(self.id, watch)
+        return made[0]
 
     async def stop(self, *, timeout: float = 5.0) -> None:
         """Stop the box: the stop signal, SIGKILL after ``timeout`` seconds. The files stay."""
@@ -171,7 +204,8 @@ class LocalBox:
         linger: float | None = 0.3,
         max_output: int = COLLECT_LIMIT,
     ) -> Result:
-        """Run a command to its end and return what it wrote. When the call is cancelled the command is killed: nobody could wait for it."""
+        """Run a command to its end and return what it wrote. When the call is cancelled the command is killed:
+        nobody could wait for it."""
         if max_output < 0:
             raise InvalidArgumentError(f"max_output {max_output} is negative")
         execution = await self._start(
@@ -457,4 +491,3 @@ def _state(record: proto.ExecRecord) -> ExecState:
     if record.timed_out:
         return ExecState.TIMED_OUT
     return ExecState.KILLED if record.status < 0 else ExecState.COMPLETED
-

@@ -1,7 +1,7 @@
 """The connection to one box's agent: a non-blocking socket around the sans-IO protocol.
 
-Frames are dispatched in the event loop as they come; the socket is always drained, so a slow sink never delays a reply or another
-execution (the agent's windows bound what can be on its way).
+Frames are dispatched in the event loop as they come; the socket is always drained, so a slow sink never delays a
+reply or another execution (the agent's windows bound what can be on its way).
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class AgentChannel:
         try:
             answer = await channel.request(proto.hello)
             if not isinstance(answer, proto.Hello) or answer.version != proto.VERSION:
-                raise UpstreamUnavailableError("the box's agent speaks another version of the protocol; restart the box")
+                raise UpstreamUnavailableError(
+                    "the box's agent speaks another version of the protocol; restart the box"
+                )
             channel.hello = answer
         except BaseException:
             channel.close()

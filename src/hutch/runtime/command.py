@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Command:
     """A command for one run in one box.
 
-    ``stdout`` and ``stderr`` are sinks: an object with ``write(bytes)`` or a callable; ``None`` throws the stream away.
-    ``stdin`` is bytes to feed. ``on_exit`` is called with the result after the last output and before `wait` returns.
+    ``stdout`` and ``stderr`` are sinks: an object with ``write(bytes)`` or a callable; ``None`` throws the stream
+    away. ``stdin`` is bytes to feed. ``on_exit`` is called with the result after the last output and before `wait`
+    returns.
 
         command = Command(box, "make", "-j2", stdout=sys.stdout.buffer)
         result = await command.run()
@@ -81,4 +82,3 @@ class Command:
         """`start` and `wait`."""
         await self.start()
         return await self.wait()
-

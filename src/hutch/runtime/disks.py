@@ -1,7 +1,7 @@
 """Disks of boxes: a writable layer on top of frozen ones.
 
-Freezing the writable layer of a stopped box is a rename, so snapshots and clones of stopped boxes cost nothing; frozen layers are shared
-and are deleted when no box and no snapshot names them.
+Freezing the writable layer of a stopped box is a rename, so snapshots and clones of stopped boxes cost nothing;
+frozen layers are shared and are deleted when no box and no snapshot names them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Disks:
             yield
 
     async def settle(self, record: BoxRecord) -> BoxRecord:
-        """Finish a freeze or a restore that was interrupted, so that the disk is what the record says. The caller holds the box."""
+        """Finish a freeze or a restore that was interrupted, so that the disk is what the record says. The caller
+        holds the box."""
         directory = self._home.box(record.id)
         upper = directory / "upper"
         if record.reset_upper:
@@ -54,7 +55,8 @@ class Disks:
         return record
 
     async def capture(self, record: BoxRecord, *, running: bool) -> tuple[str, ...]:
-        """Return frozen layers that hold the disk as it is now. The caller holds the box (frozen, if it runs) and `using`."""
+        """Return frozen layers that hold the disk as it is now. The caller holds the box (frozen, if it runs) and
+        `using`."""
         upper = self._home.box(record.id) / "upper"
         name = f"{new_id()}-box"
         if running:
@@ -79,7 +81,8 @@ class Disks:
         await self.release(before)
 
     async def release(self, names: Iterable[str]) -> None:
-        """Delete those of the layers that nothing names any more. When another process is using layers, `collect` does it later."""
+        """Delete those of the layers that nothing names any more. When another process is using layers, `collect`
+        does it later."""
         await self._delete_unnamed(set(names))
 
     async def collect(self) -> None:
@@ -103,7 +106,9 @@ class Disks:
                     with contextlib.suppress(HutchError):
                         await self._engine.remove_tree(self._home.disk(name))
 
-    def _saved(self, record: BoxRecord, *, disks: tuple[str, ...] | None = None, reset_upper: bool = False) -> BoxRecord:
+    def _saved(
+        self, record: BoxRecord, *, disks: tuple[str, ...] | None = None, reset_upper: bool = False
+    ) -> BoxRecord:
         record = msgspec.structs.replace(
             record, disks=record.disks if disks is None else disks, reset_upper=reset_upper
         )

@@ -80,7 +80,8 @@ class ExecStdin:
         self._begun = False
 
     async def write(self, data: bytes) -> None:
-        """Send bytes, all and in order, waiting while the command does not read. Raises `InvalidStateError` after `close`."""
+        """Send bytes, all and in order, waiting while the command does not read. Raises `InvalidStateError` after
+        `close`."""
         self._execution.check_open()
         if not self._opened:
             raise InvalidStateError("the command was started without a standard input; pass stdin=True")
@@ -255,15 +256,11 @@ class LocalExecution:
         if stream not in self._streams:
             return
 
-        def delivered(position: int) -> None:
-            self._apply(self._machine.delivered(stream, position))
-
-        output: Output
+        delivered = self._deliverer(stream)
         if sink is DISCARD:
-            output = Discard(delivered)
+            self._outputs[stream] = Discard(delivered)
         else:
-            output = Pump(delivered, sink, self._host.spawn)  # type: ignore[arg-type]  # anything else is a Sink
-        self._outputs[stream] = output
+            self._outputs[stream] = Pump(delivered, sink, self._host.spawn)  # type: ignore[arg-type]  # it is a Sink
 
     def set_collectors(self) -> None:
         """Collect all streams that have no sink."""
@@ -342,7 +339,9 @@ class LocalExecution:
             return
         code = self._machine.exit.status if self._machine.exit else None
         self._error = self._error or RuntimeClosedError(
-            "the runtime was closed while the command ran" if code is None else "the runtime was closed during the drain",
+            "the runtime was closed while the command ran"
+            if code is None
+            else "the runtime was closed during the drain",
             exit_code=code,
             stdout=self._collected(proto.STDOUT),
             stderr=self._collected(proto.STDERR),

@@ -1,12 +1,12 @@
-"""Files of a box: they travel as a tar stream through an execution of the agent's own (docs/agent-protocol.md, "Files").
+"""Files of a box: they travel as a tar stream through an execution of the agent's own (docs/agent-protocol.md,
+"Files").
 
-The box's side runs confined in the box. The host's side writes what it receives below one directory and nowhere else, whatever the names in
-the stream are; see `hutch.host.untar`.
+The box's side runs confined in the box. The host's side writes what it receives below one directory and nowhere
+else, whatever the names in the stream are; see `hutch.host.untar`.
 """
 
 from __future__ import annotations
 
-import builtins
 import io
 import os
 import posixpath
@@ -32,6 +32,7 @@ from hutch.host.untar import extract_below
 from hutch.runtime.execution import DISCARD
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable
 
     from hutch.runtime.box import LocalBox
@@ -188,9 +189,7 @@ class BoxFiles:
 
     async def _send(self, directory: str, produce: Callable[[tarfile.TarFile], None]) -> None:
         """Stream a tar that ``produce`` writes (in a thread) to the agent, which unpacks it below the directory."""
-        execution = await self._box.start_file_op(
-            proto.FileOp.PUT, directory, stdin=True, collect=_PIECE, linger=None
-        )
+        execution = await self._box.start_file_op(proto.FileOp.PUT, directory, stdin=True, collect=_PIECE, linger=None)
         try:
             await _feed_tar(execution, produce)
             _check(await execution.wait(), directory)
@@ -290,7 +289,9 @@ def _consume(read_end: int, consume: Callable[[tarfile.TarFile], None]) -> None:
 def _check(result: Result, path: str, errors: bytes = b"") -> None:
     if result.exit_code == 0:
         return
-    message = (result.stderr or errors).decode("utf-8", "replace").strip()[:500] or f"{path}: exit code {result.exit_code}"
+    message = (result.stderr or errors).decode("utf-8", "replace").strip()[
+        :500
+    ] or f"{path}: exit code {result.exit_code}"
     if result.exit_code == 2:
         raise NotFoundError(message)
     if "ermission denied" in message or "not permitted" in message:

@@ -1,12 +1,12 @@
 """The home directory: what lies where.
 
-    hutch.db              records
-    images/               the image store
-    boxes/<id>/           one box: upper/ work/ run/ main.log.0 main.log.1 exit
-    disks/<id>-box        frozen layers of boxes: owners on disk are those of the box
-    disks/<id>-image      the same, with the owners of an image (from an import)
-    volumes/<id>/         managed volumes
-    locks/                one lock file a box, and `disks`
+hutch.db              records
+images/               the image store
+boxes/<id>/           one box: upper/ work/ run/ main.log.0 main.log.1 exit
+disks/<id>-box        frozen layers of boxes: owners on disk are those of the box
+disks/<id>-image      the same, with the owners of an image (from an import)
+volumes/<id>/         managed volumes
+locks/                one lock file a box, and `disks`
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Home(msgspec.Struct, frozen=True):
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in ("boxes", "disks", "images", "locks", "volumes"):
-                # Ids of boxes and modes of their files are nobody else's business, but box users must be able to pass.
+                # Ids of boxes and modes of their files are nobody else's business, but box users must be able to
+                # pass.
                 (path / name).mkdir(mode=0o711, exist_ok=True)
         except OSError as error:
             raise StorageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from hutch.runtime.runtime import LocalRuntime
     from hutch.types import ImageInfo, Progress
+
 
 class LocalImages:
     """The images of one home. Implements `hutch.sdk.base.Images`."""
@@ -46,8 +46,9 @@ class LocalImages:
         reference: str | None = None,
         platform: str | None = None,
         progress: Callable[[Progress], None] | None = None,
-    ) -> builtins.list[ImageInfo]:
-        """Read images from an OCI layout or archive, a `docker save` archive, or a root file system. Raises `ImageError`."""
+    ) -> Sequence[ImageInfo]:
+        """Read images from an OCI layout or archive, a `docker save` archive, or a root file system. Raises
+        `ImageError`."""
         return await self._store.load(Path(path), reference=reference, platform=platform, progress=progress)
 
     async def bootstrap(
@@ -59,7 +60,12 @@ class LocalImages:
         progress: Callable[[Progress], None] | None = None,
     ) -> ImageInfo:
         """Assemble an image from the machine's Debian mirror, without a registry."""
-        return await self._store.bootstrap(flavour, reference=reference, packages=packages, progress=progress)
+        return await self._store.bootstrap(
+            flavour=flavour,
+            reference=reference or f"hutch/{flavour}:latest",
+            packages=packages,
+            progress=progress,
+        )
 
     async def get(self, reference: str) -> ImageInfo:
         """Find a local image. Raises `NotFoundError`."""
@@ -69,7 +75,7 @@ class LocalImages:
         """List the local images."""
         return self._store.list()
 
-    async def remove(self, reference: str) -> builtins.list[str]:
+    async def remove(self, reference: str) -> Sequence[str]:
         """Remove a reference, and the image with its last one. Raises `InvalidStateError` while a box needs it."""
         return await self._store.remove(reference, in_use=self._in_use())
 

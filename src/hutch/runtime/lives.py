@@ -1,7 +1,7 @@
 """The lives of the boxes of one home: start, stop, observe, recover, and the channels to those that run.
 
-A change to one box is made under its lock file, so that any number of processes can share a home. The truth about a running box is what the engine
-observes; records follow, here, and nowhere else.
+A change to one box is made under its lock file, so that any number of processes can share a home. The truth about a
+running box is what the engine observes; records follow, here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +39,18 @@ if TYPE_CHECKING:
     from hutch.engine.base import Engine
     from hutch.image import ImageStore
     from hutch.runtime.disks import Disks
+    from hutch.runtime.execution import LocalExecution
     from hutch.runtime.home import Home
     from hutch.state import BoxRecord, Store
 
 log = logging.getLogger("hutch.runtime")
+
+MAIN = "main"
+"""The execution id of a box's main command."""
+
+MainWatcher = Callable[["AgentChannel"], AbstractAsyncContextManager[tuple[tuple[int, int], "LocalExecution | None"]]]
+"""Makes, on the channel to a box that is being started, the execution that watches its main command; with the
+terminal's size."""
 
 ALIVE = (BoxState.RUNNING, BoxState.STOPPING, BoxState.PAUSED, BoxState.UNKNOWN)
 _LOCK_SECONDS = 120.0
@@ -95,7 +105,16 @@ class Lives:
     async def start(self, box_id: str) -> None:
         """Start a box and its main command. Nothing happens when it runs."""
         async with self._locked(box_id):
-            await self._start(self.record(box_id))
+            await self._start(self.record(box_id), _unwatched)
+
+    async def start_watched(self, box_id: str, watch: MainWatcher) -> None:
+        """Start a box whose main command is watched from its first byte. Raises `InvalidStateError` when it runs
+        already."""
+        async with self._locked(box_id):
+            record = self.record(box_id)
+            if record.state in ALIVE and self._engine.observe(self._home.box(box_id)).running:
+                raise InvalidStateError(f"box {_name(record)} runs already; attach to it")
+            await self._start(record, watch)
 
     async def stop(self, box_id: str, grace: float) -> None:
         """Stop a box: the stop signal, SIGKILL after ``grace`` seconds. Nothing happens when it does not run."""
@@ -186,9 +205,7 @@ class Lives:
                 case Use.START:
                     raise InvalidStateError(f"box {_name(record)} does not run ({record.state})")
                 case Use.REFUSE_STOPPED:
-                    raise StoppedError(
-                        f"box {_name(record)} is {record.state}; start it, or make it with auto_resume"
-                    )
+                    raise StoppedError(f"box {_name(record)} is {record.state}; start it, or make it with auto_resume")
                 case Use.REFUSE_JOB:
                     raise StoppedError(
                         f"box {_name(record)} is {record.state} and runs its own command; start it to run that again"
@@ -228,9 +245,9 @@ class Lives:
             record = await self._bury(self.record(box_id))
             if lifecycle.use(record.state, job=False, auto_resume=record.spec.auto_resume) is Use.REFUSE_STOPPED:
                 raise StoppedError(f"box {_name(record)} was stopped meanwhile")
-            await self._start(record)
+            await self._start(record, _unwatched)
 
-    async def _start(self, record: BoxRecord) -> None:
+    async def _start(self, record: BoxRecord, watch: MainWatcher) -> None:
         directory = self._home.box(record.id)
         if record.state in ALIVE:
             if self._engine.observe(directory).running:
@@ -253,7 +270,7 @@ class Lives:
             )
             self.started.add(record.id)
             if record.command is not None:
-                await self._start_main(record)
+                await self._start_main(record, watch)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self._engine.kill(directory)
@@ -263,25 +280,27 @@ class Lives:
                     self._save(record, event, pid=None, stopped_at=time.time(), reason=str(error) or None)
             raise
 
-    async def _start_main(self, record: BoxRecord) -> None:
+    async def _start_main(self, record: BoxRecord, watch: MainWatcher) -> None:
         channel = await self._connect(record.id)
         command = record.command or ()
-        env = {**record.env, **({"TERM": "xterm"} if record.spec.tty else {})}
-        await channel.request(
-            lambda req: proto.start(
-                "main",
-                command,
-                req=req,
-                env=env,
-                cwd=record.workdir,
-                user=record.user,
-                tty=(24, 80) if record.spec.tty else None,
-                stdin=record.spec.open_stdin,
-                main=True,
-                linger=0.3,
-            ),
-            command=command,
-        )
+        async with watch(channel) as (size, execution):
+            answer = await channel.request(
+                lambda req: proto.start(
+                    MAIN,
+                    command,
+                    req=req,
+                    env={**record.env, **({"TERM": "xterm"} if record.spec.tty else {})},
+                    cwd=record.workdir,
+                    user=record.user,
+                    tty=size if record.spec.tty else None,
+                    stdin=record.spec.open_stdin,
+                    main=True,
+                    watch=execution is not None,
+                ),
+                command=command,
+            )
+            if execution is not None:
+                execution.started(answer.pid if isinstance(answer, proto.Started) else 0, watched=True)
 
     async def _plan(self, record: BoxRecord, directory: Path) -> BoxPlan:
         image_layers: tuple[Lower, ...] = ()
@@ -391,6 +410,11 @@ def describe(record: BoxRecord) -> BoxInfo:
     )
 
 
+@contextlib.asynccontextmanager
+async def _unwatched(channel: AgentChannel) -> AsyncIterator[tuple[tuple[int, int], None]]:
+    yield (24, 80), None
+
+
 async def _gone(pid: int, timeout: float | None) -> None:
     try:
         fd = os.pidfd_open(pid)
@@ -405,4 +429,3 @@ async def _gone(pid: int, timeout: float | None) -> None:
 
 def _name(record: BoxRecord) -> str:
     return record.spec.name or record.id
-

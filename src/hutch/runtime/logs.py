@@ -1,4 +1,5 @@
-"""The main command's log: two files that the agent fills in turn (docs/agent-protocol.md). What they hold is not trusted."""
+"""The main command's log: two files that the agent fills in turn (docs/agent-protocol.md). What they hold is not
+trusted."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where the chunks of one stream go: a sink, a consumer that iterates, a collecting buffer, or nowhere.
 
-Each output tells (by the ``delivered`` function it was made with) up to which position its bytes were handed over; that is what releases the
-agent's window, and what the end of an execution waits for.
+Each output tells (by the ``delivered`` function it was made with) up to which position its bytes were handed over;
+that is what releases the agent's window, and what the end of an execution waits for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Output(Protocol):
     """The receiving end of a stream."""
 
     def feed(self, end: int, data: bytes | memoryview) -> None:
-        """Take a chunk; ``end`` is the position after its last byte. A memoryview is only valid until ``delivered(end)``."""
+        """Take a chunk; ``end`` is the position after its last byte. A memoryview is only valid until
+        ``delivered(end)``."""
 
     def end(self) -> None:
         """No more chunks will come."""

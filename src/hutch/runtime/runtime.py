@@ -1,8 +1,8 @@
-"""The embedded runtime: makes, finds and removes the boxes of one home. Any number of processes may use a home at once."""
+"""The embedded runtime: makes, finds and removes the boxes of one home. Any number of processes may use a home at
+once."""
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import logging
 import os
@@ -36,6 +36,7 @@ from hutch.state import BoxRecord, Store
 from hutch.types import BoxSpec, BoxState, Isolation
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Literal, Self
@@ -93,7 +94,8 @@ class LocalRuntime:
             await self._tasks.__aexit__(None, None, None)
 
     async def close(self) -> None:
-        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything. Idempotent."""
+        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything.
+        Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -300,9 +302,7 @@ class LocalRuntime:
 
     # Private methods.
 
-    async def _image(
-        self, spec: BoxSpec, pull: str, progress: Callable[[Progress], None] | None
-    ) -> ImageInfo:
+    async def _image(self, spec: BoxSpec, pull: str, progress: Callable[[Progress], None] | None) -> ImageInfo:
         if pull not in ("missing", "always", "never"):
             raise InvalidArgumentError(f"pull {pull!r} is not one of missing, always, never")
         if pull == "never":

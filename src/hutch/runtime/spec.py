@@ -56,7 +56,9 @@ def build_spec(
         raise InvalidArgumentError(f"isolation {isolation!r} is not one of auto, vm, container") from None
     for what, words in (("command", command), ("entrypoint", entrypoint)):
         if isinstance(words, str):
-            raise InvalidArgumentError(f"{what} must be a list of words, not one string: ['sh', '-c', {words!r}] perhaps")
+            raise InvalidArgumentError(
+                f"{what} must be a list of words, not one string: ['sh', '-c', {words!r}] perhaps"
+            )
     return BoxSpec(
         image=image,
         command=None if command is None else tuple(command),
@@ -87,7 +89,9 @@ def check_spec(spec: BoxSpec) -> None:
                 raise InvalidArgumentError(f"{word!r} cannot be a word of a command")
     if spec.workdir is not None and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
         raise InvalidArgumentError(f"workdir {spec.workdir!r} must be an absolute path")
-    if spec.hostname is not None and (not 1 <= len(spec.hostname) <= 64 or not spec.hostname.replace("-", "").replace(".", "").isalnum()):
+    if spec.hostname is not None and (
+        not 1 <= len(spec.hostname) <= 64 or not spec.hostname.replace("-", "").replace(".", "").isalnum()
+    ):
         raise InvalidArgumentError(f"hostname {spec.hostname!r} is not valid")
     if spec.stop_signal is not None:
         signal_number(spec.stop_signal)

@@ -15,7 +15,8 @@ class Runtime:
 
     @staticmethod
     def local(home: Path | str | None = None) -> LocalRuntime:
-        """Return the embedded runtime on a home directory (default: ``$HUTCH_HOME`` or ``~/.hutch``). Use it with ``async with``.
+        """Return the embedded runtime on a home directory (default: ``$HUTCH_HOME`` or ``~/.hutch``). Use it with
+        ``async with``.
 
         Raises `ConfigError`, `StorageError` or `EngineError` when it is entered on a machine that cannot serve it.
         """

@@ -1,7 +1,7 @@
 """The programming interface of Hutch, as protocols.
 
-`Runtime` makes and finds boxes, `Box` runs commands in one, `Execution` is one running command. The embedded runtime implements them
-(`hutch.runtime`); code that is written against these protocols does not care where the boxes are.
+`Runtime` makes and finds boxes, `Box` runs commands in one, `Execution` is one running command. The embedded runtime
+implements them (`hutch.runtime`); code that is written against these protocols does not care where the boxes are.
 
 All methods raise `hutch.errors.HutchError` subclasses and nothing else on purpose.
 """
@@ -42,8 +42,8 @@ class Stdin(Protocol):
     async def write(self, data: bytes) -> None:
         """Send bytes; returns when they are on their way and waits while the command does not read (back-pressure).
 
-        Raises `InvalidStateError` after `close` or when the execution has none. What a command that has ended, or has closed its
-        input, never reads is thrown away.
+        Raises `InvalidStateError` after `close` or when the execution has none. What a command that has ended, or
+        has closed its input, never reads is thrown away.
         """
 
     async def close(self) -> None:
@@ -66,17 +66,28 @@ class Stream(Protocol):
 class Execution(Protocol):
     """One command in one box. It goes on when nobody watches."""
 
-    id: str
-    stdin: Stdin
-    stdout: Stream
-    stderr: Stream
+    @property
+    def id(self) -> str:
+        """The id."""
+
+    @property
+    def stdin(self) -> Stdin:
+        """The standard input."""
+
+    @property
+    def stdout(self) -> Stream:
+        """The standard output (with a terminal: everything)."""
+
+    @property
+    def stderr(self) -> Stream:
+        """The standard error."""
 
     async def wait(self, timeout: float | None = None) -> Result:
         """Wait for the end and for every byte to be delivered; may be called often and by many.
 
         Outputs without a sink that nobody iterates are collected into the result (64 MiB each, then ``truncated``).
-        Raises `DeadlineError` when ``timeout`` seconds pass before the command ended (it goes on), the first error of a sink, or
-        `RuntimeClosedError`.
+        Raises `DeadlineError` when ``timeout`` seconds pass before the command ended (it goes on), the first error
+        of a sink, or `RuntimeClosedError`.
         """
 
     async def signal(self, signum: int) -> None:
@@ -86,7 +97,8 @@ class Execution(Protocol):
         """Send SIGKILL to the process group. Raises `InvalidStateError` after the end."""
 
     async def resize(self, rows: int, cols: int) -> None:
-        """Set the terminal's size. Raises `InvalidArgumentError` without a terminal or for zero sizes, `InvalidStateError` after the end."""
+        """Set the terminal's size. Raises `InvalidArgumentError` without a terminal or for zero sizes,
+        `InvalidStateError` after the end."""
 
     async def close(self) -> None:
         """Let go of the execution (the command goes on). Idempotent."""
@@ -97,20 +109,25 @@ class Execution(Protocol):
 
 
 class Files(Protocol):
-    """Files of a box. Paths in the box are absolute or relative to its working directory; the operations run as the box's user."""
+    """Files of a box. Paths in the box are absolute or relative to its working directory; the operations run as the
+    box's user."""
 
     async def read(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
-        """Return a file's bytes. Raises `NotFoundError`, `InvalidArgumentError` (a directory), `ResourceExhaustedError` (too big)."""
+        """Return a file's bytes. Raises `NotFoundError`, `InvalidArgumentError` (a directory),
+        `ResourceExhaustedError` (too big)."""
 
     async def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Create or replace a file, atomically; missing parent directories are made."""
 
-    async def put(self, source: str | Path, target: str, *, overwrite: bool = True, follow_symlinks: bool = False) -> None:
-        """Copy a host file or directory to ``target`` in the box: an existing directory (or one ending in ``/``) receives it under its own name,
-        otherwise ``target`` is its new name."""
+    async def put(
+        self, source: str | Path, target: str, *, overwrite: bool = True, follow_symlinks: bool = False
+    ) -> None:
+        """Copy a host file or directory to ``target`` in the box: an existing directory (or one ending in ``/``)
+        receives it under its own name, otherwise ``target`` is its new name."""
 
     async def get(self, source: str, target: str | Path, *, overwrite: bool = True) -> None:
-        """Copy a file or directory of the box to the host, by the same naming rule. Symlinks stay symlinks; none can lead a write out of ``target``."""
+        """Copy a file or directory of the box to the host, by the same naming rule. Symlinks stay symlinks; none can
+        lead a write out of ``target``."""
 
     async def list(self, path: str) -> list[FileInfo]:
         """List a directory."""
@@ -138,23 +155,45 @@ class Snapshots(Protocol):
 class Box(Protocol):
     """A box."""
 
-    id: str
-    name: str | None
-    files: Files
-    snapshots: Snapshots
+    @property
+    def id(self) -> str:
+        """The id."""
+
+    @property
+    def name(self) -> str | None:
+        """The name, if it was given one."""
+
+    @property
+    def files(self) -> Files:
+        """The box's files."""
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """The box's snapshots."""
 
     async def info(self) -> BoxInfo: ...
 
     async def start(self) -> None:
         """Start the box (and its main command). Nothing happens when it runs."""
 
+    async def start_attached(
+        self, *, rows: int = 24, cols: int = 80, stdout: Sink | None = None, stderr: Sink | None = None
+    ) -> Execution:
+        """Start the box and watch its main command from its first byte to its last; without a sink a stream is
+        thrown away.
+
+        Raises `InvalidStateError` when the box runs already, `InvalidArgumentError` when it has no main command.
+        """
+
     async def stop(self, *, timeout: float = 5.0) -> None:
-        """Stop the box: the stop signal, SIGKILL after ``timeout`` seconds. The files stay. Nothing happens when it does not run."""
+        """Stop the box: the stop signal, SIGKILL after ``timeout`` seconds. The files stay. Nothing happens when it
+        does not run."""
 
     async def restart(self, *, timeout: float = 5.0) -> None: ...
 
     async def kill(self, signum: int = 9) -> None:
-        """Send a signal to the main command; SIGKILL ends the whole box. Raises `InvalidStateError` when it does not run."""
+        """Send a signal to the main command; SIGKILL ends the whole box. Raises `InvalidStateError` when it does not
+        run."""
 
     async def remove(self, *, force: bool = False) -> None:
         """Remove the box and all that it held. A running box needs ``force``."""
@@ -195,7 +234,12 @@ class Box(Protocol):
         """Run a command to its end and return what it wrote."""
 
     async def attach(
-        self, exec_id: str = "main", *, after: tuple[int, int] = (0, 0), stdout: Sink | None = None, stderr: Sink | None = None
+        self,
+        exec_id: str = "main",
+        *,
+        after: tuple[int, int] = (0, 0),
+        stdout: Sink | None = None,
+        stderr: Sink | None = None,
     ) -> Execution:
         """Watch an execution that was started by anyone, from the given positions of (stdout, stderr)."""
 
@@ -227,15 +271,30 @@ class Images(Protocol):
     """The local images."""
 
     async def pull(
-        self, reference: str, *, platform: str | None = None, always: bool = False, progress: ProgressFunction | None = None
+        self,
+        reference: str,
+        *,
+        platform: str | None = None,
+        always: bool = False,
+        progress: ProgressFunction | None = None,
     ) -> ImageInfo: ...
 
     async def load(
-        self, path: str | Path, *, reference: str | None = None, platform: str | None = None, progress: ProgressFunction | None = None
+        self,
+        path: str | Path,
+        *,
+        reference: str | None = None,
+        platform: str | None = None,
+        progress: ProgressFunction | None = None,
     ) -> Sequence[ImageInfo]: ...
 
     async def bootstrap(
-        self, flavour: str = "debian", *, reference: str | None = None, packages: Sequence[str] = (), progress: ProgressFunction | None = None
+        self,
+        flavour: str = "debian",
+        *,
+        reference: str | None = None,
+        packages: Sequence[str] = (),
+        progress: ProgressFunction | None = None,
     ) -> ImageInfo: ...
 
     async def get(self, reference: str) -> ImageInfo: ...
@@ -263,8 +322,13 @@ class Volumes(Protocol):
 class Runtime(Protocol):
     """Makes, finds and removes boxes."""
 
-    images: Images
-    volumes: Volumes
+    @property
+    def images(self) -> Images:
+        """The local images."""
+
+    @property
+    def volumes(self) -> Volumes:
+        """The managed volumes."""
 
     async def create(
         self,
@@ -294,7 +358,8 @@ class Runtime(Protocol):
         pull: Literal["missing", "always", "never"] = "missing",
         progress: ProgressFunction | None = None,
     ) -> Box:
-        """Make a box (its state is *configured*; `Box.start` or the first command starts it). The image is pulled when absent."""
+        """Make a box (its state is *configured*; `Box.start` or the first command starts it). The image is pulled
+        when absent."""
 
     async def get(self, box: str) -> Box:
         """Find a box by name, id or unambiguous prefix of the id. Raises `NotFoundError`."""
@@ -310,7 +375,8 @@ class Runtime(Protocol):
         """Facts about this runtime: home, version, engine, isolation, limits that can be enforced, counts."""
 
     async def close(self) -> None:
-        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything. Idempotent."""
+        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything.
+        Idempotent."""
 
     async def __aenter__(self) -> Self: ...
 

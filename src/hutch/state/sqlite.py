@@ -1,7 +1,8 @@
 """The records of one home: boxes, snapshots, volumes, in SQLite (WAL), shared by any number of processes.
 
-A record is one JSON document (msgspec) beside the few columns that are searched. The truth about a running box is what the engine observes; the
-database follows. Calls are short (tens of microseconds) and are made from the event loop's thread.
+A record is one JSON document (msgspec) beside the few columns that are searched. The truth about a running box is
+what the engine observes; the database follows. Calls are short (tens of microseconds) and are made from the event
+loop's thread.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX boxes_by_state ON boxes (state);
     CREATE TABLE snapshots (
-        id TEXT PRIMARY KEY, box TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL, record BLOB NOT NULL, UNIQUE (box, name)
+        id TEXT PRIMARY KEY, box TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL, record BLOB NOT NULL,
+        UNIQUE (box, name)
     ) WITHOUT ROWID;
     CREATE TABLE volumes (
         id TEXT PRIMARY KEY, name TEXT UNIQUE NOT NULL, created REAL NOT NULL, record BLOB NOT NULL
@@ -40,8 +42,9 @@ MIGRATIONS = (
 class BoxRecord(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known about a box.
 
-    ``command`` is the resolved main command (``None``: none). ``disks`` are the frozen layers of its own, topmost first. ``reset_upper`` says that
-    its writable layer is to be emptied before the next use (a restore that may have been interrupted).
+    ``command`` is the resolved main command (``None``: none). ``disks`` are the frozen layers of its own, topmost
+    first. ``reset_upper`` says that its writable layer is to be emptied before the next use (a restore that may have
+    been interrupted).
     """
 
     id: str

@@ -122,6 +122,7 @@ class ContainerEngine:
         with anyio.CancelScope(shield=True):
             entry = record.read(directory)
             if entry is not None:
+                entry.group.release()
                 if entry.process is not None and not await entry.process.kill(KILL_SECONDS):
                     raise EngineError(f"process {entry.process.pid} of the box in {directory} does not end")
                 await entry.group.remove()

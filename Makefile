@@ -1,0 +1,64 @@
+# Each target sets up what it needs; later runs find it there and are quick.
+PYTHON ?= python3
+BIN := .venv/bin
+
+BASE_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools make
+DEMO_PACKAGES := $(BASE_PACKAGES) mmdebstrap busybox-static docker-registry skopeo umoci
+TEST_PACKAGES := $(DEMO_PACKAGES) clang libclang-rt-14-dev uidmap e2fsprogs iproute2
+
+.PHONY: demo test lint unit agent-test fuzz two-sided census crash bench lock clean
+
+demo: ## set up, build two images, run a program in a box, show what happened
+	@scripts/setup.sh $(DEMO_PACKAGES)
+	@$(MAKE) -s .venv/ready
+	@$(BIN)/python scripts/demo.py
+
+test: ## set up and pass the tests
+	@scripts/setup.sh $(TEST_PACKAGES)
+	@$(MAKE) -s .venv/ready
+	@scripts/test-user.sh
+	@$(MAKE) -s lint agent-test unit
+
+lint: .venv/ready
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+agent-test: ## the C tests, with sanitizers, and a short fuzz run
+	$(MAKE) -s -C agent test
+	$(MAKE) -s -C agent fuzz FUZZ_SECONDS=10
+
+unit: .venv/ready
+	$(BIN)/python -m pytest
+
+two-sided: .venv/ready ## every promise has a mutation that its tests must catch
+	$(BIN)/python scripts/two_sided.py
+
+census: .venv/ready ## 10 000 short executions, none may lose a byte
+	$(BIN)/python scripts/census.py
+
+crash: .venv/ready ## 100 rounds of kill -9, nothing left, nothing lost
+	$(BIN)/python scripts/crash.py
+
+bench: .venv/ready ## measure, next to the alternatives; writes bench/results/
+	@scripts/setup.sh $(DEMO_PACKAGES)
+	@scripts/bench-peers.sh
+	$(BIN)/python -m bench
+
+lock: .venv/ready ## renew the locked dependencies
+	for name in runtime dev; do $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt; done
+
+clean:
+	rm -rf .venv .cache agent/build src/hutch/_bin
+
+.venv/ready: requirements/dev.txt pyproject.toml hatch_build.py $(wildcard agent/*.c agent/*.h agent/Makefile)
+	@scripts/setup.sh $(BASE_PACKAGES)
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || scripts/setup.sh python3 python3-venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@cmp -s requirements/dev.txt .venv/installed.txt || { \
+	    $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt \
+	    && cp requirements/dev.txt .venv/installed.txt; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

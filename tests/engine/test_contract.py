@@ -1,0 +1,359 @@
+"""What every engine promises (hutch.engine.base), shown on real boxes.
+
+The suite runs as whoever starts it; `test_rootless.py` runs it once more as an ordinary user.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+import pytest
+from tests.engine.boxes import plan, running
+
+from hutch.engine.base import Capability, Lower, MountPlan, Observed, Usage
+from hutch.errors import EngineError, InvalidArgumentError, StorageError, UpstreamUnavailableError
+from hutch.host import mapping
+
+if TYPE_CHECKING:
+    from hutch.engine.container import ContainerEngine
+
+pytestmark = pytest.mark.anyio
+
+ALL_IDS = mapping.current().count >= 65_536
+
+
+async def test_a_started_box_answers(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        assert engine.observe(box.directory) == Observed(running=True, pid=box.started.pid)
+        output = await box.sh("id -u; hostname; cat /etc/release; echo oops >&2; exit 7")
+        assert output.status == 7
+        assert output.out == "0\ntestbox\nhutch test image\n"
+        assert output.err == "oops\n"
+
+
+async def test_kill_leaves_nothing(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        await box.spawn("sleep 1000 & sleep 1000")
+        pid = box.started.pid
+        await engine.kill(box.directory)
+        assert not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z"
+        assert engine.observe(box.directory) == Observed(running=False)
+        assert engine.usage(box.directory) == Usage()
+        assert os.listdir(box.directory / "run") == []
+        with pytest.raises(UpstreamUnavailableError):
+            await engine.connect(box.directory)
+        await engine.kill(box.directory)
+
+
+async def test_files_survive_stop_and_start(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    box_plan = plan(tmp_path / "box", rootfs)
+    async with running(engine, box_plan) as box:
+        await box.sh("echo kept > /root/file; rm /etc/release; mkdir /new")
+    async with running(engine, box_plan) as box:
+        output = await box.sh("cat /root/file; test ! -e /etc/release && test -d /new && echo yes")
+        assert output.out == "kept\nyes\n"
+    assert (rootfs / "etc/release").exists()
+
+
+async def test_a_missing_box_is_not_running(engine: ContainerEngine, tmp_path: Path) -> None:
+    assert engine.observe(tmp_path / "none") == Observed(running=False)
+    assert engine.usage(tmp_path / "none") == Usage()
+    await engine.kill(tmp_path)
+    with pytest.raises(UpstreamUnavailableError):
+        await engine.connect(tmp_path / "none")
+
+
+async def test_the_end_of_pid_1_is_the_end_of_the_box(
+    engine: ContainerEngine, rootfs: Path, tmp_path: Path
+) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        await box.spawn("sleep 1000")
+        os.kill(box.started.pid, 9)
+        with anyio.fail_after(5):
+            while engine.observe(box.directory).running:
+                await anyio.sleep(0.005)
+
+
+async def test_a_stale_record_is_not_believed(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    """The pid of a dead box may belong to anybody: with another start time, or of another boot, it is not ours."""
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        path = box.directory / "run/state.json"
+        real = path.read_bytes()
+        record = msgspec.json.decode(real)
+        for change in ({"started": 1}, {"boot": "of another day"}):
+            path.write_bytes(msgspec.json.encode({**record, "process": {**record["process"], **change}}))
+            assert not engine.observe(box.directory).running
+        path.write_bytes(b"{ half a rec")
+        assert not engine.observe(box.directory).running
+        path.write_bytes(real)
+
+
+async def test_a_deep_folder_is_no_obstacle(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    """A unix socket's address holds 108 bytes; a box's folder may be longer."""
+    deep = tmp_path / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    async with running(engine, plan(deep / "box", rootfs)) as box:
+        assert (await box.sh("echo deep")).out == "deep\n"
+
+
+async def test_names_with_special_characters(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a b,c:d\\e=é"
+    odd.mkdir()
+    (odd / "layer,1:2").mkdir()
+    (odd / "layer,1:2" / "found").write_text("odd\n")
+    async with running(engine, plan(odd / "box", rootfs, lowers=[Lower(odd / "layer,1:2")])) as box:
+        assert (await box.sh("cat /found")).out == "odd\n"
+
+
+async def test_layers_and_a_frozen_upper(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    """What one box wrote is a layer for the next: changes, deletions, and owners."""
+    first = plan(tmp_path / "first", rootfs)
+    async with running(engine, first) as box:
+        chown = "chown 1000:50 /owned" if ALL_IDS else "true"
+        assert (await box.sh(f"echo one > /owned; {chown}; rm /etc/release; rm -r /home; mkdir /home")).status == 0
+    frozen = Lower(first.directory / "upper", owned_by_box=True)
+    async with running(engine, plan(tmp_path / "second", rootfs, lowers=[frozen])) as box:
+        output = await box.sh("stat -c '%u:%g' /owned; ls /home; test -e /etc/release || echo gone; echo x >> /owned")
+        assert output.out == ("1000:50\ngone\n" if ALL_IDS else "0:0\ngone\n")
+        assert output.status == 0
+    assert (first.directory / "upper/owned").read_text() == "one\n"
+
+
+async def test_many_layers(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    layers = []
+    for number in range(120):
+        layer = tmp_path / "layers" / f"{number:0100}"
+        layer.mkdir(parents=True)
+        (layer / "top").write_text(f"{number}\n")
+        (layer / f"only{number}").touch()
+        layers.append(Lower(layer))
+    async with running(engine, plan(tmp_path / "box", rootfs, lowers=layers)) as box:
+        assert (await box.sh("cat /top; ls -d /only* | wc -l")).out == "0\n120\n"
+
+
+async def test_files_of_the_host(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        output = await box.sh("cat /etc/hostname; grep -c testbox /etc/hosts; echo 'nameserver 9.9.9.9' > /etc/resolv.conf")
+        assert output.status == 0, output
+        assert output.out == "testbox1\n"
+        assert "127.0.0.1" in (await box.sh("ifconfig lo")).out
+    assert not (rootfs / "etc/hosts").exists()
+
+
+async def test_etc_links_stay_inside(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    """An image may make /etc/hosts, or the target of a mount, a symlink to anywhere: it is anywhere in the box."""
+    victim = tmp_path / "victim"
+    victim.write_text("host\n")
+    layer = tmp_path / "layer"
+    (layer / "etc").mkdir(parents=True)
+    (layer / "etc/hosts").symlink_to(victim)
+    (layer / "etc/resolv.conf").symlink_to("../../../../../../../../../../run/resolv.conf")
+    (layer / "etc/hostname").mkdir()
+    (layer / "run").mkdir()
+    (layer / "link").symlink_to(f"{tmp_path}")
+    source = tmp_path / "source"
+    source.mkdir()
+    mounts = [MountPlan(source, "/link/made/here")]
+    box_plan = plan(tmp_path / "box", rootfs, lowers=[Lower(layer)], mounts=mounts)
+    (layer / str(tmp_path)[1:]).mkdir(parents=True)
+    async with running(engine, box_plan) as box:
+        output = await box.sh(f"touch {tmp_path}/made/here/file; cat /run/resolv.conf && echo linked")
+        assert output.out == "linked\n", output
+    assert victim.read_text() == "host\n"
+    assert (source / "file").exists()
+    assert not (tmp_path / "made").exists()
+
+
+async def test_a_base_folder_that_is_a_link(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    (tmp_path / "layer").mkdir()
+    (tmp_path / "layer/proc").symlink_to("/etc")
+    with pytest.raises(EngineError, match="proc"):
+        async with running(engine, plan(tmp_path / "box", rootfs, lowers=[Lower(tmp_path / "layer")])):
+            pass
+
+
+async def test_mounts(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    (tmp_path / "rw").mkdir()
+    (tmp_path / "ro").mkdir()
+    (tmp_path / "ro/inside").write_text("read me\n")
+    (tmp_path / "file").write_text("single\n")
+    mounts = [
+        MountPlan(tmp_path / "rw", "/data"),
+        MountPlan(tmp_path / "ro", "/deep/er/ro", read_only=True),
+        MountPlan(tmp_path / "file", "/etc/app/file", read_only=True),
+    ]
+    async with running(engine, plan(tmp_path / "box", rootfs, mounts=mounts)) as box:
+        output = await box.sh("cat /deep/er/ro/inside /etc/app/file; echo new > /data/file; stat -c %u /data/file")
+        assert output.out == "read me\nsingle\n0\n"
+        assert (tmp_path / "rw/file").read_text() == "new\n"
+        assert (tmp_path / "rw/file").stat().st_uid == os.geteuid()
+        for attempt in (
+            "echo x > /deep/er/ro/inside",
+            "touch /deep/er/ro/new",
+            "chmod 777 /deep/er/ro/inside",
+            "echo x > /etc/app/file",
+            "mount -o remount,rw,bind /deep/er/ro",
+            "umount /deep/er/ro",
+        ):
+            assert (await box.sh(attempt)).status != 0, attempt
+        output = await box.sh("grep -E ' /(data|deep/er/ro) ' /proc/mounts")
+        assert len(output.out.splitlines()) == 2
+        for line in output.out.splitlines():
+            assert {"nosuid", "nodev"} <= set(line.split()[3].split(","))
+    assert (tmp_path / "ro/inside").read_text() == "read me\n"
+    assert (tmp_path / "box/upper/data").is_dir()
+
+
+@pytest.mark.parametrize("target", ["data", "/", "/a/../b", "/..", ""])
+async def test_malformed_targets(engine: ContainerEngine, rootfs: Path, tmp_path: Path, target: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        await engine.start(plan(tmp_path / "box", rootfs, mounts=[MountPlan(tmp_path, target)]))
+
+
+@pytest.mark.skipif(not ALL_IDS, reason="boxes have one id here")
+async def test_owners_in_the_box(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        assert (await box.sh("id -u; id -g; id -G", user="user")).out == "1000\n1000\n1000 50\n"
+        assert (await box.sh("touch /etc/x 2>&1 || echo no", user="user")).out.endswith("no\n")
+        assert (await box.sh("chown 1234:4321 /tmp; stat -c %u:%g /tmp /bin/sh /")).out == "1234:4321\n0:0\n0:0\n"
+    owner = (tmp_path / "box/upper/tmp").stat()
+    host_ids = {200_000 + 1234} if os.geteuid() == 0 else set(range(100_000, 1 << 32))
+    assert owner.st_uid in host_ids
+    assert stat.S_IMODE(owner.st_mode) == 0o1777
+
+
+async def test_devices(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        output = await box.sh(
+            "echo x > /dev/null && head -c 4 /dev/zero | od -An -tx1 && head -c 8 /dev/urandom | wc -c;"
+            "echo y > /dev/stdout; echo z > /dev/shm/z && cat /dev/shm/z; ls /dev/pts/ptmx; ls /dev | tr '\\n' ' '"
+        )
+        assert output.out == (
+            " 00 00 00 00\n8\ny\nz\n/dev/pts/ptmx\n"
+            "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero "
+        )
+
+
+async def test_freeze_and_thaw(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    if Capability.PAUSE not in engine.capabilities:
+        pytest.skip("no freezer here")
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        await box.spawn("while true; do date +%N > /tmp/clock; done")
+        await engine.freeze(box.directory)
+        await engine.freeze(box.directory)
+        assert engine.observe(box.directory).running
+        clock = tmp_path / "box/upper/tmp/clock"
+        before = clock.stat().st_mtime_ns if clock.exists() else 0
+        await anyio.sleep(0.1)
+        assert (clock.stat().st_mtime_ns if clock.exists() else 0) == before
+        await engine.thaw(box.directory)
+        await engine.thaw(box.directory)
+        assert (await box.sh("echo awake")).out == "awake\n"
+        await engine.freeze(box.directory)  # a frozen box can be killed
+
+
+async def test_start_failure_leaves_nothing(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    box_plan = plan(tmp_path / "box", rootfs, mounts=[MountPlan(tmp_path / "missing", "/data")])
+    with pytest.raises(EngineError, match=r"missing: No such file or directory"):
+        await engine.start(box_plan)
+    assert os.listdir(box_plan.directory / "run") == []
+    assert not engine.observe(box_plan.directory).running
+    assert not [p for p in Path("/sys/fs/cgroup").glob(f"*/hutch/{box_plan.box_id}")]
+
+
+async def test_start_failure_inside_names_the_step(
+    engine: ContainerEngine, rootfs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    mounts = [MountPlan(tmp_path / "file", "/etc/release/x")]
+    with pytest.raises(EngineError, match=r"mounting in the box at /etc/release/x: Not a directory"):
+        await engine.start(plan(tmp_path / "box", rootfs, mounts=mounts))
+
+
+async def test_cancelled_starts_leave_nothing(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    """Cut at many moments: each start either gave a running box, or nothing is left of it."""
+    cancelled = 0
+    for step in range(25):
+        box_plan = plan(tmp_path / f"box{step}", rootfs)
+        started = False
+        with anyio.move_on_after(step * 0.0005):
+            await engine.start(box_plan)
+            started = True
+        assert engine.observe(box_plan.directory).running == started
+        if not started:
+            cancelled += 1
+            run = box_plan.directory / "run"
+            assert not run.exists() or os.listdir(run) == []
+            assert not list(Path("/sys/fs/cgroup").glob(f"*/hutch/{box_plan.box_id}"))
+        await engine.kill(box_plan.directory)
+    assert cancelled
+
+
+async def test_connect_is_non_blocking(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        with await engine.connect(box.directory) as connection:
+            assert connection.family == socket.AF_UNIX
+            assert connection.getblocking() is False
+
+
+async def test_several_boxes_at_once(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    plans = [plan(tmp_path / f"box{number}", rootfs) for number in range(8)]
+    async with anyio.create_task_group() as tasks:
+        for box_plan in plans:
+            tasks.start_soon(engine.start, box_plan)
+    try:
+        pids = {engine.observe(box_plan.directory).pid for box_plan in plans}
+        assert len(pids) == 8 and None not in pids
+    finally:
+        for box_plan in plans:
+            await engine.kill(box_plan.directory)
+
+
+async def test_copy_and_remove_trees(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        chown = "chown 1000:50 a" if ALL_IDS else "true"
+        script = (
+            f"cd /root && echo data > a && ln a b && ln -s /etc/passwd link && {chown} && chmod 4711 a && mkfifo fifo && "
+            "mkdir -m 0 closed && dd if=/dev/zero of=sparse bs=1 count=1 seek=10M 2>/dev/null && rm /etc/release"
+        )
+        assert (await box.sh(script)).status == 0
+    copy = tmp_path / "copy"
+    await engine.copy_tree(tmp_path / "box/upper", copy)
+    with pytest.raises(StorageError):
+        await engine.copy_tree(tmp_path / "box/upper", copy)
+    frozen = Lower(copy, owned_by_box=True)
+    async with running(engine, plan(tmp_path / "second", rootfs, lowers=[frozen])) as box:
+        output = await box.sh(
+            "cd /root; stat -c '%a %u:%g %h' a; readlink link; test -p fifo && echo fifo; stat -c %a closed;"
+            "test $(du -k sparse | cut -f1) -lt 100 && echo sparse; test -e /etc/release || echo gone"
+        )
+        owner = "1000:50" if ALL_IDS else "0:0"
+        assert output.out == f"4711 {owner} 2\n/etc/passwd\nfifo\n0\nsparse\ngone\n"
+    for path in (copy, tmp_path / "box", tmp_path / "second"):
+        await engine.remove_tree(path)
+        assert not path.exists()
+        await engine.remove_tree(path)
+
+
+async def test_remove_tree_does_not_follow_links(engine: ContainerEngine, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/link").symlink_to(tmp_path / "kept")
+    (tmp_path / "top").symlink_to(tmp_path / "kept")
+    await engine.remove_tree(tmp_path / "tree")
+    await engine.remove_tree(tmp_path / "top")
+    assert sorted(os.listdir(tmp_path)) == ["kept"]
+    assert (tmp_path / "kept/file").exists()
+
+
+async def test_a_failed_copy_leaves_nothing(engine: ContainerEngine, tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        await engine.copy_tree(tmp_path / "absent", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
