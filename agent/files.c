@@ -113,8 +113,8 @@ static int print_record(int parent, const char *name, const char *as) {
         return -1;
     if (S_ISLNK(info.st_mode) && (length = readlinkat(parent, name, target, sizeof target)) < 0)
         return -1;
-    printf("%c %o %u %u %lld %lld %s%c%.*s%c", type_letter(info.st_mode), info.st_mode & 07777, info.st_uid, info.st_gid,
-           (long long)info.st_size, nanoseconds(&info.st_mtim), as, 0, (int)length, target, 0);
+    printf("%c %o %u %u %lld %lld %s%c%.*s%c", type_letter(info.st_mode), info.st_mode & 07777, info.st_uid,
+           info.st_gid, (long long)info.st_size, nanoseconds(&info.st_mtim), as, 0, (int)length, target, 0);
     return 0;
 }
 

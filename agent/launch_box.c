@@ -62,6 +62,15 @@ static void attach_or_fail(int tree, int target, const char *name)
         launch_fail_about("mounting", name);
 }
 
+/* Mount the tree, which stays open, on a directory of `parent`. */
+static void attach_at(int tree, int parent, const char *name)
+{
+    int target = base_directory(parent, name);
+
+    attach_or_fail(tree, target, name);
+    close(target);
+}
+
 /* Hide a file behind /dev/null, a directory behind an empty one; a path that is absent needs no mask. */
 static void mask(int base, const char *path)
 {
@@ -107,7 +116,7 @@ static void mount_proc(int root)
     static const char *const fixed[] = {"bus", "fs", "irq", "sys", "sysrq-trigger"};
     int tree = mount_new("proc", options, SPECIAL);
 
-    attach_or_fail(tree, base_directory(root, "proc"), "/proc");
+    attach_at(tree, root, "proc");
     for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
         mask(tree, masked[i]);
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
@@ -124,7 +133,7 @@ static void mount_sys(int root)
 
     if (tree < 0)
         tree = mount_new("tmpfs", options, SPECIAL | MOUNT_ATTR_RDONLY);
-    attach_or_fail(tree, base_directory(root, "sys"), "/sys");
+    attach_at(tree, root, "sys");
     for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
         mask(tree, masked[i]);
     close(tree);
@@ -149,11 +158,9 @@ static void bind_device(int dev, const char *name)
 static void mount_below(int dev, const char *name, const char *type, const char *const options[], uint64_t attributes)
 {
     int tree = mount_new(type, options, attributes);
-    int target = base_directory(dev, name);
 
-    attach_or_fail(tree, target, name);
+    attach_at(tree, dev, name);
     close(tree);
-    close(target);
 }
 
 static void mount_dev(const struct config *config, int root)
@@ -168,7 +175,7 @@ static void mount_dev(const struct config *config, int root)
                                            {"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"}};
     int dev = mount_new("tmpfs", dev_options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
 
-    attach_or_fail(dev, base_directory(root, "dev"), "/dev");
+    attach_at(dev, root, "dev");
     for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
         bind_device(dev, devices[i]);
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)

@@ -31,12 +31,13 @@ static int write_file(const char *path, const char *text)
 }
 
 /* Start the set-user-id helper `program PID WORD...`; the words are the numbers of the map. */
-static pid_t start_mapper(const char *program, const char *pid, const char *map, int go)
+static pid_t start_mapper(const char *program, const char *pid, const char *map, const int go[2])
 {
     pid_t child = fork();
     if (child)
         return child;
 
+    close(go[1]); /* so that the end of the parent is seen */
     char *words = strdup(map);
     char *argv[MAP_WORDS + 3] = {(char *)program, (char *)pid};
     char *rest = NULL;
@@ -45,7 +46,7 @@ static pid_t start_mapper(const char *program, const char *pid, const char *map,
 
     for (char *word = strtok_r(words, " \n", &rest); word && count < MAP_WORDS + 2; word = strtok_r(NULL, " \n", &rest))
         argv[count++] = word;
-    if (read(go, &byte, 1) != 1)
+    if (read(go[0], &byte, 1) != 1)
         _exit(126);
     execvp(program, argv);
     _exit(127);
@@ -75,8 +76,8 @@ static int enter_with_helpers(const char *uid_map, const char *gid_map)
     snprintf(pid, sizeof pid, "%d", (int)getpid());
     if (pipe2(go, O_CLOEXEC) < 0)
         return -1;
-    pid_t uids = start_mapper("newuidmap", pid, uid_map, go[0]);
-    pid_t gids = start_mapper("newgidmap", pid, gid_map, go[0]);
+    pid_t uids = start_mapper("newuidmap", pid, uid_map, go);
+    pid_t gids = start_mapper("newgidmap", pid, gid_map, go);
     close(go[0]);
     result = unshare(CLONE_NEWUSER);
     if (result == 0 && write(go[1], "gg", 2) != 2)

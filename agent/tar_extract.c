@@ -135,14 +135,14 @@ static bool is_zero(const unsigned char *bytes, size_t size) {
     return bytes[0] == 0 && memcmp(bytes, bytes + 1, size - 1) == 0;
 }
 
-/* Write runs of what is not zero, in steps that end on multiples of HOLE in the file. */
+/* Write runs of what is not zero, in steps that end on multiples of HOLE; the file is new and reads as zeros. */
 static int write_with_holes(struct tar_extract *x, int fd, const unsigned char *bytes, size_t size, uint64_t offset) {
     size_t start = 0, at = 0;
     while (at < size) {
         size_t step = HOLE - (size_t)((offset + at) % HOLE);
         if (step > size - at)
             step = size - at;
-        if (step == HOLE && is_zero(bytes + at, step)) {
+        if (is_zero(bytes + at, step)) {
             if (write_at(x, fd, bytes + start, at - start, offset + start) < 0)
                 return -1;
             start = at + step;

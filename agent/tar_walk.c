@@ -177,7 +177,8 @@ static int read_xattrs(struct walk *w, int fd, struct tar_member *m, bool *opaqu
     for (const char *name = w->names; name < w->names + got; name += strlen(name) + 1) {
         if (read_overlay_note(w, fd, name, opaque) < 0)
             return -1;
-        bool wanted = strcmp(name, "security.capability") == 0 || (starts(name, "user.") && !starts(name, "user.overlay."));
+        bool wanted = strcmp(name, "security.capability") == 0;
+        wanted |= starts(name, "user.") && !starts(name, "user.overlay.");
         if (wanted && read_xattr(w, fd, name, m) < 0)
             return -1;
     }

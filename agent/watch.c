@@ -210,10 +210,8 @@ void watch_attach(struct conn *conn, const struct frame *frame)
     }
     for (int i = 0; i < 2; i++) {
         uint64_t tail = window_tail(&exec->out[i].window);
-        if (streams & 1 << i)
+        if (streams & 1 << i) /* the others stay as they are: DETACH is what detaches */
             attach_stream(watcher, i, position[i] < tail ? tail : position[i]);
-        else
-            detach_stream(watcher, i, true);
     }
     if (exec->state == EXEC_STARTING) {
         watcher->attaching = true;

@@ -60,8 +60,9 @@ async def alternate(
 ) -> dict[str, Outcome]:
     """Sample all subjects in turn: in each round each one that has samples to give gives one.
 
-    The first ``warm_up`` samples of each are thrown away. A subject returns its own measurement, or ``None`` to be timed from call to return
-    (seconds). One that raises is out, with its error noted. After ``budget`` seconds no further round begins.
+    The samples of the first ``warm_up`` rounds are thrown away. A subject returns its own measurement, or ``None`` to
+    be timed from call to return (seconds). One that raises is out, with its error noted. After ``budget`` seconds no
+    further round begins.
     """
     outcomes = {name: Outcome() for name in subjects}
     longest = max((rounds[name] for name in subjects), default=0) + warm_up

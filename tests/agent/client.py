@@ -4,31 +4,75 @@ from __future__ import annotations
 
 import array
 import contextlib
+import enum
 import os
-import signal
 import socket
 import struct
-import subprocess
-import tempfile
-import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-BINARY = Path(__file__).parents[2] / "src/hutch/_bin/box-agent"
 HEADER = struct.Struct("<IBBHI12s")
 WINDOW = 512 * 1024
 FOREVER = 2**64 - 1
 
-HELLO, START, ATTACH, DETACH, ACK, STDIN, STDIN_EOF, SIGNAL, RESIZE, LIST, FORGET, STATS, POWEROFF, SHM, PING = range(1, 16)
-HELLO_OK, STARTED, ATTACHED, EXECS, STATS_OK, SHM_OK, PONG, OK, FAILED = range(64, 73)
-DATA, GAP, RANGE, EOF, EXITED, STDIN_CREDIT, STDIN_CLOSED = range(80, 87)
 
-INVALID, NOT_FOUND, EXISTS, FINISHED, BUSY, REAPED, UNSUPPORTED, RESOURCE = range(1, 9)
-COMMAND_NOT_FOUND, NOT_EXECUTABLE, BAD_CWD, BAD_USER, START_FAILED = range(16, 21)
+class Kind(enum.IntEnum):
+    """Frame types."""
+
+    HELLO = 1
+    START = 2
+    ATTACH = 3
+    DETACH = 4
+    ACK = 5
+    STDIN = 6
+    STDIN_EOF = 7
+    SIGNAL = 8
+    RESIZE = 9
+    LIST = 10
+    FORGET = 11
+    STATS = 12
+    POWEROFF = 13
+    SHM = 14
+    PING = 15
+    HELLO_OK = 64
+    STARTED = 65
+    ATTACHED = 66
+    EXECS = 67
+    STATS_OK = 68
+    SHM_OK = 69
+    PONG = 70
+    OK = 71
+    FAILED = 72
+    DATA = 80
+    GAP = 81
+    RANGE = 82
+    EOF = 83
+    EXITED = 84
+    STDIN_CREDIT = 85
+    STDIN_CLOSED = 86
+
+
+class Fault(enum.IntEnum):
+    """Codes of FAILED."""
+
+    INVALID = 1
+    NOT_FOUND = 2
+    EXISTS = 3
+    FINISHED = 4
+    BUSY = 5
+    REAPED = 6
+    UNSUPPORTED = 7
+    RESOURCE = 8
+    COMMAND_NOT_FOUND = 16
+    NOT_EXECUTABLE = 17
+    BAD_CWD = 18
+    BAD_USER = 19
+    START_FAILED = 20
+
 
 WITH_STDIN, MAIN, WATCH = 1, 2, 4
 
@@ -55,7 +99,7 @@ class Frame:
     @property
     def failure(self) -> tuple[int, str]:
         """Code and message of FAILED."""
-        assert self.type == FAILED, self
+        assert self.type == Kind.FAILED, self
         return struct.unpack_from("<H", self.payload)[0], self.payload[4:].decode()
 
 
@@ -125,6 +169,11 @@ def start_payload(
     if file_op is not None:
         items.append((11, file_op))
     return b"".join(struct.pack("<HHI", tag, 0, len(value)) + value for tag, value in items)
+
+
+def shell(script: str, **options: Any) -> bytes:
+    """`start_payload` of a shell script."""
+    return start_payload(["sh", "-c", script], **options)
 
 
 class Client:
@@ -216,60 +265,61 @@ class Client:
             self.pending.append(frame)
 
     def start(self, id: str, payload: bytes) -> Frame:
-        return self.request(START, payload, id=id)
+        return self.request(Kind.START, payload, id=id)
 
     def attach(self, id: str, streams: int = 3, out: int = 0, err: int = 0) -> Frame:
-        return self.request(ATTACH, struct.pack("<BQQ", streams, out, err), id=id)
+        return self.request(Kind.ATTACH, struct.pack("<BQQ", streams, out, err), id=id)
 
     def detach(self, id: str, streams: int = 3) -> Frame:
-        return self.request(DETACH, bytes([streams]), id=id)
+        return self.request(Kind.DETACH, bytes([streams]), id=id)
 
     def ack(self, id: str, stream: int, position: int) -> None:
-        self.send(ACK, struct.pack("<Q", position), stream=stream, id=id)
+        with contextlib.suppress(BrokenPipeError):  # the agent may end with its last word
+            self.send(Kind.ACK, struct.pack("<Q", position), stream=stream, id=id)
 
     def signal(self, id: str, number: int) -> Frame:
-        return self.request(SIGNAL, struct.pack("<I", number), id=id)
+        return self.request(Kind.SIGNAL, struct.pack("<I", number), id=id)
 
     def resize(self, id: str, rows: int, cols: int) -> Frame:
-        return self.request(RESIZE, struct.pack("<HH", rows, cols), id=id)
+        return self.request(Kind.RESIZE, struct.pack("<HH", rows, cols), id=id)
 
     def take(self, seen: Watched, frame: Frame, *, ack: bool = True) -> None:
         """Check one frame of an execution against what was seen before, and note it."""
         stream = frame.stream
         match frame.type:
-            case 80 | 82:
+            case Kind.DATA | Kind.RANGE:
                 assert stream not in seen.eof, "data after the end"
                 position = frame.u64()
                 assert position == seen.position[stream], (position, seen.position)
                 data = frame.payload[8:]
-                if frame.type == RANGE:
+                if frame.type == Kind.RANGE:
                     window = self.windows[frame.id, stream]
                     at, size = position % WINDOW, frame.u32(8)
                     data = (bytes(window[at:]) + bytes(window[:at]))[:size]
-                assert 0 < len(data) <= (WINDOW if frame.type == RANGE else 256 * 1024)
+                assert 0 < len(data) <= (WINDOW if frame.type == Kind.RANGE else 256 * 1024)
                 seen.data[stream] += data
                 seen.position[stream] += len(data)
                 seen.events.append("data")
                 if ack:
                     self.ack(frame.id, stream, seen.position[stream])
-            case 81:
+            case Kind.GAP:
                 first, last = struct.unpack("<QQ", frame.payload)
                 assert first == seen.position[stream] < last
                 seen.gaps[stream].append((first, last))
                 seen.position[stream] = last
                 seen.events.append("gap")
-            case 83:
+            case Kind.EOF:
                 assert stream not in seen.eof
                 seen.eof[stream] = (frame.u64(), frame.payload[8])
                 assert frame.u64() == seen.position[stream]
                 seen.events.append("eof")
-            case 84:
+            case Kind.EXITED:
                 assert seen.exited is None, "EXITED twice"
                 seen.exited = frame
                 seen.events.append("exited")
-            case 85:
+            case Kind.STDIN_CREDIT:
                 seen.credit += frame.u32()
-            case 86:
+            case Kind.STDIN_CLOSED:
                 seen.stdin_closed = True
             case _:
                 raise AssertionError(frame)
@@ -292,85 +342,8 @@ class Client:
 
     def run(self, id: str, payload: bytes) -> Watched:
         started = self.start(id, payload)
-        assert started.type == STARTED, started
+        assert started.type == Kind.STARTED, started
         return self.watch(id)
 
     def poweroff(self, grace_ms: int = 0, number: int = 0) -> Frame:
-        return self.request(POWEROFF, struct.pack("<II", grace_ms, number))
-
-
-@dataclass
-class Agent:
-    """A running agent (not PID 1)."""
-
-    process: subprocess.Popen[bytes]
-    path: Path
-    directory: Path
-
-    def client(self, patience: float = 10.0) -> Client:
-        return Client(self.path, patience)
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    def log(self) -> list[tuple[int, bytes, int]]:
-        """The main log's records, oldest file first: position, bytes, stream."""
-        records: list[tuple[int, int, bytes, int]] = []
-        for name in ("main.log.0", "main.log.1"):
-            data, at = (self.directory / name).read_bytes(), 0
-            while at < len(data):
-                when, position, length, stream = struct.unpack_from("<QQIB3x", data, at)
-                assert len(data) - at - 24 >= length, "a record is cut"
-                records.append((when, position, data[at + 24 : at + 24 + length], stream))
-                at += 24 + length
-        return [(position, data, stream) for _, position, data, stream in sorted(records, key=lambda r: r[:2])]
-
-
-@contextlib.contextmanager
-def running_agent(*, hold_ms: int = 10_000) -> Iterator[Agent]:
-    """An agent in a new directory under /tmp; everything it started is ended at the end."""
-    with tempfile.TemporaryDirectory(prefix="hutch-agent-") as name:
-        directory = Path(name)
-        directory.chmod(0o755)
-        path = directory / "agent.sock"
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-            listener.listen(128)
-            flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
-            files = [os.open(directory / f, flags, 0o600) for f in ("main.log.0", "main.log.1", "exit")]
-            process = subprocess.Popen(
-                [BINARY, "agent", "--listen-fd", str(listener.fileno()), "--log-fds", f"{files[0]},{files[1]}"]
-                + ["--exit-fd", str(files[2]), "--hold-ms", str(hold_ms)],
-                pass_fds=[listener.fileno(), *files],
-            )
-            for fd in files:
-                os.close(fd)
-        try:
-            yield Agent(process, path, directory)
-        finally:
-            if process.poll() is None:
-                with contextlib.suppress(OSError, EOFError, TimeoutError), Client(path, 5.0) as client:
-                    client.poweroff()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(5)
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Poll for what has no event of its own, such as a file that a command writes."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.005)
-
-
-def gone(pid: int) -> bool:
-    """Whether no process has this id."""
-    try:
-        os.kill(pid, signal.SIG_DFL)
-    except ProcessLookupError:
-        return True
-    return False
+        return self.request(Kind.POWEROFF, struct.pack("<II", grace_ms, number))

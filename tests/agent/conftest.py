@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .client import Agent, Client, running_agent
+from .support import Agent, running_agent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .client import Client
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -225,7 +226,7 @@ def test_help_is_fast(empty: Any) -> None:
     times = []
     for _ in range(5):
         before = time.monotonic()
-        empty("--help")
+        assert empty.popen("--help").wait(10) == 0
         times.append(time.monotonic() - before)
     assert min(times) < 0.15
 
@@ -234,9 +235,7 @@ def test_commands_import_only_what_they_need(hutch: Any) -> None:
     hutch("create", "--name", "b", "busybox")
     script = (
         "import sys; from hutch.cli.main import main; code = main(['exec', 'b', 'true']); "
-        "print([name for name in ('rich', 'httpx2', 'ssl') if name in sys.modules]); sys.exit(code)"
+        "print([name for name in ('rich', 'httpx2', 'hutch.image.registry') if name in sys.modules]); sys.exit(code)"
     )
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", script], env=hutch.env, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

@@ -52,10 +52,10 @@ def test_settings_reach_the_command(hutch: Any, tmp_path: Path) -> None:
 def test_large_binary_data_both_ways(hutch: Any) -> None:
     data = os.urandom(10 << 20)
     hutch("create", "--name", "b", "busybox")
-    done = hutch("exec", "-i", "b", "--", "cat", input=data)
-    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
-    done = hutch("run", "--rm", "-i", "busybox", "cat", input=data)
-    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
+    for words in (["exec", "-i", "b", "--", "cat"], ["run", "--rm", "-i", "busybox", "cat"]):
+        out, err = hutch.popen(*words, stdin=subprocess.PIPE).communicate(data, timeout=30)
+        assert (len(out), err) == (len(data), b"")
+        assert hashlib.sha256(out).digest() == hashlib.sha256(data).digest()
 
 
 def test_output_comes_at_once(hutch: Any, read_line: Any, finish: Any) -> None:
@@ -123,7 +123,6 @@ def test_a_closed_pipe_ends_quietly(hutch: Any, read_line: Any, finish: Any) -> 
     process = hutch.popen("run", "--rm", "busybox", "yes")
     assert read_line(process) == b"y\n"
     process.stdout.close()
-    process.stdout = None
     code, _, err = finish(process)
     assert (code, err) == (141, b"")
     assert hutch.boxes() == []
@@ -149,11 +148,11 @@ def test_ctrl_c_goes_to_the_command(hutch: Any, read_line: Any, finish: Any) -> 
 def test_the_third_ctrl_c_leaves(hutch: Any, read_line: Any, finish: Any) -> None:
     process = hutch.popen("run", "--rm", "busybox", "sh", "-c", IGNORES)
     assert read_line(process) == b"ready\n"
-    for _ in range(3):
+    for _ in range(2):
         process.send_signal(signal.SIGINT)
-        # Signals that are pending together count as one.
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.1)
+        with pytest.raises(subprocess.TimeoutExpired):  # signals that are pending together count as one
+            process.wait(0.15)
+    process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
     assert hutch.boxes() == []
 

@@ -43,7 +43,8 @@ def test_ctrl_c_is_a_key_for_the_command(terminal: Any, box: str) -> None:
 
 
 def test_end_of_file_key(terminal: Any, box: str) -> None:
-    shell = terminal("exec", "-it", box, "cat")
+    shell = terminal("exec", "-it", box, "sh", "-c", "echo ready; cat")
+    shell.expect(b"ready")
     shell.type(b"hello\r\x04")
     shell.expect(b"hello\r\nhello\r\n")
     assert shell.wait() == 0

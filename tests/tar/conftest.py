@@ -78,9 +78,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", **fields: o
     return info
 
 
-def archive(
-    *members: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT
-) -> bytes:
+def archive(*members: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
     """Make an archive of headers, or pairs of header and content."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=form) as tar:
@@ -129,7 +127,9 @@ class Tool:
         assert done.returncode == 0, done.stderr.decode(errors="replace")
         return done.stdout
 
-    def files(self, op: str, path: str | Path, stdin: bytes = b"", **options: object) -> subprocess.CompletedProcess[bytes]:
+    def files(
+        self, op: str, path: str | Path, stdin: bytes = b"", **options: object
+    ) -> subprocess.CompletedProcess[bytes]:
         return self.run("files", {"get": "1", "put": "2", "stat": "3", "list": "4"}[op], path, stdin=stdin, **options)
 
     member = staticmethod(member)

@@ -27,7 +27,7 @@ FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
 def _gnu(data: bytes, where: Path) -> None:
     where.mkdir()
-    command = ["tar", "-x", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-p", "-C", where]
+    command = ["tar", "-x", "--numeric-owner", "--xattrs", "--xattrs-include=*", "-p", "-C", str(where)]
     subprocess.run(command, input=data, check=True, timeout=30)
 
 
@@ -74,7 +74,9 @@ def test_like_gnu_tar(tool: Tool, dest: Path, tmp_path: Path, form: int) -> None
     assert entries == len(tool.tree(dest))
 
 
-@pytest.mark.parametrize("shape", [["--format=gnu"], *(["--format=posix", f"--sparse-version={v}"] for v in ("0.0", "0.1", "1.0"))])
+@pytest.mark.parametrize(
+    "shape", [["--format=gnu"], *(["--format=posix", f"--sparse-version={v}"] for v in ("0.0", "0.1", "1.0"))]
+)
 @pytest.mark.parametrize("pieces", [0, 1, 3, 60])
 def test_sparse(tool: Tool, dest: Path, tmp_path: Path, shape: list[str], pieces: int) -> None:
     source = tmp_path / "source"
@@ -158,7 +160,9 @@ def test_names_are_made_relative(tool: Tool, dest: Path) -> None:
 
 
 def test_special_modes_survive_the_umask(tool: Tool, dest: Path) -> None:
-    data = tool.archive(tool.member("p", tarfile.FIFOTYPE, mode=0o666), tool.member("d/e", tarfile.DIRTYPE, mode=0o1777))
+    data = tool.archive(
+        tool.member("p", tarfile.FIFOTYPE, mode=0o666), tool.member("d/e", tarfile.DIRTYPE, mode=0o1777)
+    )
     tool.unpack(data, dest, umask=0o077)
     assert stat.S_IMODE(dest.joinpath("p").stat().st_mode) == 0o666
     assert stat.S_IMODE(dest.joinpath("d").stat().st_mode) == 0o755
@@ -227,7 +231,9 @@ def test_whiteouts_work_in_an_overlay(tool: Tool, tmp_path: Path) -> None:
     tool.unpack(
         tool.archive((make("a/old"), b""), (make("b"), b""), (make("c/x"), b""), (make("k"), b"")), tmp_path / "lower"
     )
-    layer = tool.archive((make("a/.wh..wh..opq"), b""), (make("a/new"), b""), (make(".wh.b"), b""), (make(".wh.c"), b""))
+    layer = tool.archive(
+        (make("a/.wh..wh..opq"), b""), (make("a/new"), b""), (make(".wh.b"), b""), (make(".wh.c"), b"")
+    )
     tool.unpack(layer, tmp_path / "top", "--layer")
     options = f"lowerdir={tmp_path}/top:{tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, tmp_path / "merged"], check=True)
@@ -268,7 +274,7 @@ def test_as_an_ordinary_user(tool: Tool, shared: Path, layer: bool) -> None:
     assert found["d"].mode == 0o500
     assert found["d/f"].mode == 0o4711
     assert "null" not in found
-    assert (_is_whiteout(shared / "gone") if layer else (shared / ".wh.gone").exists())
+    assert _is_whiteout(shared / "gone") if layer else (shared / ".wh.gone").exists()
 
 
 def test_owner_that_is_not_mapped_is_named(tool: Tool, shared: Path) -> None:

@@ -50,7 +50,7 @@ SPECIFICATION = (
     Option("--cpus", "N", "number of CPUs", parse=options.cpus),
     Option("-m --memory", "SIZE", "memory, e.g. 512m, 2g; a plain number is MiB", parse=options.memory),
     Option("--disk", "SIZE", "disk, e.g. 10g; a plain number is GB", parse=options.disk),
-    Option("--pids", "N", "processes at most (0: no limit)", parse=options.count, default=4096),
+    Option("--pids", "N", "processes at most (0: no limit)", parse=options.count, default="4096"),
     Option("--entrypoint", "COMMAND", "replace the image's entry point ('' for none)"),
     Option("--hostname", "NAME", "host name in the box"),
     Option(
@@ -63,16 +63,12 @@ SPECIFICATION = (
     Option("--stop-signal", "SIGNAL", "what `stop` sends to the main command"),
     Option("--auto-resume", "", "let exec start the box again after a stop"),
     Option("-l --label", "KEY=VALUE", "attach a label", parse=options.label, many=True),
-    Option(
-        "--pull", "WHEN", "when to pull the image", default="missing", choices=("missing", "always", "never")
-    ),
+    Option("--pull", "WHEN", "when to pull the image", default="missing", choices=("missing", "always", "never")),
     PLATFORM,
     Option("--rm", "", "remove the box when it has ended"),
     QUIET,
 )
-GRACE = Option(
-    "--timeout", "TIME", "time to end by itself before SIGKILL", parse=options.duration, default=10.0
-)
+GRACE = Option("--timeout", "TIME", "time to end by itself before SIGKILL", parse=options.duration, default="10")
 
 BOX_COMMANDS = (
     Command(
@@ -82,9 +78,7 @@ BOX_COMMANDS = (
         "run:run",
         (
             Argument("IMAGE", "image to make the box from", complete="image"),
-            Argument(
-                "COMMAND", "command and its arguments; without it, the image's own", rest=True, optional=True
-            ),
+            Argument("COMMAND", "command and its arguments; without it, the image's own", rest=True, optional=True),
         ),
         (
             Option("-d --detach", "", "leave it running in the background and print its id"),
@@ -185,11 +179,7 @@ BOX_COMMANDS = (
         "Boxes",
         "Remove boxes and all their files",
         "boxes:rm",
-        (
-            Argument(
-                "BOX", "names, ids or unambiguous starts of ids", many=True, optional=True, complete="box"
-            ),
-        ),
+        (Argument("BOX", "names, ids or unambiguous starts of ids", many=True, optional=True, complete="box"),),
         (
             Option("-f --force", "", "also when it runs; do not ask"),
             Option("--all", "", "every box (asks, unless -f)"),
@@ -234,8 +224,7 @@ BOX_COMMANDS = (
             "hutch cp dev:/var/log ./logs",
             "hutch cp ./a:b.txt dev:/tmp/    (a host path with a colon starts with ./ or /)",
         ),
-        notes="An existing directory receives the source under its own name; "
-        "otherwise TARGET is the new name.",
+        notes="An existing directory receives the source under its own name; otherwise TARGET is the new name.",
     ),
     Command(
         "clone",

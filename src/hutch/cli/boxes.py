@@ -40,9 +40,7 @@ async def ls(session: Session, args: Arguments) -> int:
             output.line((box.name or box.id) if args.names else box.id)
     else:
         now = time.time()
-        output.table(
-            ("ID", "NAME", "IMAGE", "STATE", "CREATED", "COMMAND"), (_row(box, now) for box in boxes)
-        )
+        output.table(("ID", "NAME", "IMAGE", "STATE", "CREATED", "COMMAND"), (_row(box, now) for box in boxes))
     return 0
 
 

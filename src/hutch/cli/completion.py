@@ -160,9 +160,7 @@ def _zsh_option(option: Option) -> str:
 def _zsh_action(option: Option) -> str:
     if option.choices:
         return f"({' '.join(option.choices)})"
-    return {"file": "_files", "directory": "_directories", "": ""}.get(
-        option.complete, f"_hutch_{option.complete}"
-    )
+    return {"file": "_files", "directory": "_directories", "": ""}.get(option.complete, f"_hutch_{option.complete}")
 
 
 def _zsh_arguments(command: Command) -> Iterator[str]:

@@ -41,15 +41,24 @@ class Interrupts:
 class Connection:
     """Serves one execution until it ends, or until the caller detaches (then ``detached`` is true).
 
-    ``timeout``: seconds after which the command is ended from here (SIGTERM, SIGKILL two seconds later).
+    ``timeout``: seconds after which the command is ended: by the box, or else (``end_in_time``) from here.
     """
 
-    def __init__(self, session: Session, *, tty: bool, stdin: bool, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        tty: bool,
+        stdin: bool,
+        timeout: float | None = None,
+        end_in_time: bool = False,
+    ) -> None:
         self.detached = False
         self._session = session
         self._tty = tty
         self._stdin = stdin
         self._timeout = timeout or None
+        self._end_in_time = end_in_time
         self._timed_out = False
         self._interrupts = Interrupts()
         self._asked_to_end = False
@@ -72,8 +81,8 @@ class Connection:
                     self._tasks.start_soon(self._follow_size)
                 if self._stdin:
                     self._tasks.start_soon(self._forward_input)
-                if self._timeout:
-                    self._tasks.start_soon(self._end_in_time, self._timeout)
+                if self._timeout and self._end_in_time:
+                    self._tasks.start_soon(self._end_after, self._timeout)
                 with self._waiting:
                     result = await self._execution.wait()
                 self._tasks.cancel_scope.cancel()
@@ -84,7 +93,7 @@ class Connection:
 
     def _exit_code(self, result: Result) -> int:
         if result.timed_out or self._timed_out:
-            output.note("timed out" + (f" after {self._timeout:g}s" if self._timeout else ""))
+            output.note(f"timed out after {self._timeout or 0:g}s")
         if result.oom_killed:
             output.note("the box ran out of memory and the kernel ended a process of it")
         return result.exit_code if result.exit_code >= 0 else STOPPED_BY - result.exit_code
@@ -107,7 +116,7 @@ class Connection:
         with contextlib.suppress(InvalidStateError):
             await terminal.follow_size(terminal.STDIN, self._execution.resize)
 
-    async def _end_in_time(self, seconds: float) -> None:
+    async def _end_after(self, seconds: float) -> None:
         await anyio.sleep(seconds)
         self._timed_out = True
         await self._end(signal.SIGTERM)

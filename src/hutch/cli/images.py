@@ -10,6 +10,8 @@ from hutch.cli.progress import Display
 from hutch.errors import HutchError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hutch.cli.parser import Arguments
     from hutch.cli.session import Session
     from hutch.types import ImageInfo
@@ -21,9 +23,7 @@ async def pull(session: Session, args: Arguments) -> int:
     """Fetch an image; what the registry says now counts, not what was fetched before."""
     async with session.runtime() as runtime:
         with Display(f"pulled {args.reference}", quiet=args.quiet) as display:
-            image = await runtime.images.pull(
-                args.reference, platform=args.platform, always=True, progress=display
-            )
+            image = await runtime.images.pull(args.reference, platform=args.platform, always=True, progress=display)
     _print([image], args)
     return 0
 
@@ -51,14 +51,12 @@ async def bootstrap(session: Session, args: Arguments) -> int:
     return 0
 
 
-def _print(images: list[ImageInfo], args: Arguments) -> None:
+def _print(images: Sequence[ImageInfo], args: Arguments) -> None:
     if args.json:
         output.json_value(images)
         return
     for image in images:
-        output.line(
-            image.digest if args.quiet or not image.references else f"{image.references[0]} {image.digest}"
-        )
+        output.line(image.digest if args.quiet or not image.references else f"{image.references[0]} {image.digest}")
 
 
 async def ls(session: Session, args: Arguments) -> int:

@@ -155,8 +155,7 @@ def _overview(commands: Sequence[Command], usage: str = "hutch [--home DIR] COMM
         rows = [(command.name, command.summary) for command in commands if command.group == group]
         parts.append(f"{group}:\n" + definitions(rows, _width()))
     options = [
-        (", ".join(option.names) + f" {option.metavar}".rstrip(), option.help)
-        for option in (*GLOBAL, _VERSION, HELP)
+        (", ".join(option.names) + f" {option.metavar}".rstrip(), option.help) for option in (*GLOBAL, _VERSION, HELP)
     ]
     if len(commands) == len(COMMANDS):
         parts.append("Options:\n" + definitions(options, _width()))

@@ -130,7 +130,5 @@ def mount(text: str) -> MountOption:
     try:
         path = Path(source).expanduser().resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"the host path {source!r} cannot be used: {getattr(error, 'strerror', error)}"
-        ) from None
+        raise ValueError(f"the host path {source!r} cannot be used: {getattr(error, 'strerror', error)}") from None
     return MountOption(str(path), "", target, mode == "ro")

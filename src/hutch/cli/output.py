@@ -55,9 +55,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     grid = [list(header), *([clean(cell) for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in grid) for column in range(len(header))]
     for row in grid:
-        sys.stdout.write(
-            "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        )
+        sys.stdout.write("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
 
 
 def ago(then: float, now: float) -> str:

@@ -31,7 +31,7 @@ class Option:
     metavar: str
     help: str
     parse: Callable[[str], Any] = str
-    default: Any = None
+    default: str | None = None
     many: bool = False
     choices: tuple[str, ...] = ()
     complete: str = ""
@@ -99,7 +99,7 @@ def parse(options: Iterable[Option], arguments: Sequence[Argument], words: Seque
     """Parse the words after a command's name. Raises `UsageError`. After ``-h`` only ``help`` counts."""
     table = {name: option for option in (*options, HELP) for name in option.names}
     values: dict[str, Any] = {
-        option.key: [] if option.many else option.default if option.metavar else False
+        option.key: [] if option.many else False if not option.metavar else _default(option)
         for option in table.values()
     }
     stop_early = any(argument.rest for argument in arguments)
@@ -129,6 +129,10 @@ def leading_options(options: Iterable[Option], words: Sequence[str]) -> tuple[Ar
     table = [*options]
     values = parse(table, (rest,), words)
     return values, getattr(values, "rest", [])
+
+
+def _default(option: Option) -> Any:
+    return None if option.default is None else option.parse(option.default)
 
 
 def _option(table: dict[str, Option], values: dict[str, Any], word: str, queue: list[str]) -> None:
@@ -177,9 +181,7 @@ def _positional(arguments: Sequence[Argument], words: list[str]) -> dict[str, An
         if not argument.optional and not values[argument.key]:
             raise UsageError(f"{argument.name} is missing")
         if argument.choices and values[argument.key] and values[argument.key] not in argument.choices:
-            raise UsageError(
-                f"{argument.name}: {values[argument.key]!r} is none of {', '.join(argument.choices)}"
-            )
+            raise UsageError(f"{argument.name}: {values[argument.key]!r} is none of {', '.join(argument.choices)}")
     if words:
         raise UsageError(f"unexpected argument {words[0]!r}")
     return values

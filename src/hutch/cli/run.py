@@ -33,12 +33,16 @@ async def run(session: Session, args: Arguments) -> int:
     if not args.detach:
         _check_terminal(args.tty)
     async with session.runtime() as runtime:
-        box = await _create(runtime, args, tuple(args.command), detach=args.detach)
+        # What the detach keys leave must outlive this process.
+        keep = args.detach or (args.tty and args.interactive)
+        box = await _create(runtime, args, tuple(args.command), detach=keep)
         if args.detach:
             await _start(box, remove=args.rm)
             output.line(box.id)
             return 0
-        connection = Connection(session, tty=args.tty, stdin=args.interactive, timeout=args.timeout)
+        connection = Connection(
+            session, tty=args.tty, stdin=args.interactive, timeout=args.timeout, end_in_time=True
+        )
         async with _cleared_away(box, connection, remove=args.rm):
             rows, cols = terminal.size(terminal.STDIN)
             return await connection.serve(
@@ -68,7 +72,7 @@ async def exec_(session: Session, args: Arguments) -> int:
             await execution.close()
             output.line(execution.id)
             return 0
-        connection = Connection(session, tty=args.tty, stdin=args.interactive)
+        connection = Connection(session, tty=args.tty, stdin=args.interactive, timeout=args.timeout)
         return await connection.serve(
             lambda out, err: box.exec(
                 *args.command,
@@ -97,9 +101,7 @@ async def attach(session: Session, args: Arguments) -> int:
         stdin = stdin and not args.no_stdin
         tty = tty and os.isatty(terminal.STDIN)
         connection = Connection(session, tty=tty, stdin=stdin)
-        return await connection.serve(
-            lambda out, err: box.attach(args.execution or "main", stdout=out, stderr=err)
-        )
+        return await connection.serve(lambda out, err: box.attach(args.execution or "main", stdout=out, stderr=err))
 
 
 @contextlib.asynccontextmanager

@@ -33,8 +33,7 @@ async def ls(session: Session, args: Arguments) -> int:
     else:
         now = time.time()
         rows = (
-            (s.name, s.id[: output.SHORT_ID], output.size(s.size), output.ago(s.created_at, now))
-            for s in snapshots
+            (s.name, s.id[: output.SHORT_ID], output.size(s.size), output.ago(s.created_at, now)) for s in snapshots
         )
         output.table(("NAME", "ID", "SIZE", "CREATED"), rows)
     return 0

@@ -38,9 +38,7 @@ async def doctor(session: Session, args: Arguments) -> int:
     if args.json:
         output.json_value(checks)
     else:
-        output.table(
-            ("CHECK", "STATUS", "FOUND", "GIVES"), ((c.name, str(c.status), c.found, c.gives) for c in checks)
-        )
+        output.table(("CHECK", "STATUS", "FOUND", "GIVES"), ((c.name, str(c.status), c.found, c.gives) for c in checks))
         remedies = [check for check in checks if check.remedy]
         if remedies:
             sys.stdout.write("\n")
@@ -48,9 +46,7 @@ async def doctor(session: Session, args: Arguments) -> int:
             output.line(f"{check.name}: {check.remedy}")
         sys.stdout.write("\n")
         output.line(
-            "Boxes can run."
-            if machine.able(checks)
-            else "Boxes cannot run here: see the checks marked missing."
+            "Boxes can run." if machine.able(checks) else "Boxes cannot run here: see the checks marked missing."
         )
     return 0 if machine.able(checks) else 1
 

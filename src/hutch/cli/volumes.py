@@ -32,10 +32,7 @@ async def ls(session: Session, args: Arguments) -> int:
             output.line(volume.name)
     else:
         now = time.time()
-        rows = (
-            (v.name, v.id[: output.SHORT_ID], output.size(v.size), output.ago(v.created_at, now))
-            for v in volumes
-        )
+        rows = ((v.name, v.id[: output.SHORT_ID], output.size(v.size), output.ago(v.created_at, now)) for v in volumes)
         output.table(("NAME", "ID", "SIZE", "CREATED"), rows)
     return 0
 
@@ -59,9 +56,7 @@ async def rm(session: Session, args: Arguments) -> int:
     return await _each(session, args.volume, lambda volumes, name: volumes.remove(name))
 
 
-async def _each(
-    session: Session, names: Iterable[str], action: Callable[[Volumes, str], Awaitable[object]]
-) -> int:
+async def _each(session: Session, names: Iterable[str], action: Callable[[Volumes, str], Awaitable[object]]) -> int:
     failed = False
     async with session.runtime() as runtime:
         for name in names:

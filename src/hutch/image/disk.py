@@ -15,6 +15,7 @@ The folder is private (mode 0700): layers hold setuid programs that are nobody's
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 from contextlib import closing, contextmanager, suppress
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from hutch.core.ociref import parse
-from hutch.errors import MetadataError, StorageError
+from hutch.errors import StorageError
 from hutch.host.files import atomic_write, locked
 from hutch.types import ImageInfo
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _T = TypeVar("_T")
+_log: Final = logging.getLogger(__name__)
 
 _INDEX: Final = "index"
 _INDEX_TIMEOUT: Final = 60.0
@@ -115,7 +117,10 @@ class Disk:
     def finish_layer(self, work: Path, diff_id: str, info: LayerInfo) -> None:
         """Give a made layer (``work`` with ``fs`` in it) its name. The caller holds the layer's exclusive lock."""
         _write(work / "info", info)
-        work.rename(self.layer(diff_id))
+        target = self.layer(diff_id)
+        if target.exists():  # without a readable ``info``: damaged
+            target.rename(self.tmp / secrets.token_hex(8))
+        work.rename(target)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -208,6 +213,7 @@ def short(digest: str) -> str:
 
 
 def _read(path: Path, kind: type[_T]) -> _T | None:
+    """Read a small file. A damaged one counts as absent: what it described is fetched again."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
@@ -215,8 +221,10 @@ def _read(path: Path, kind: type[_T]) -> _T | None:
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise MetadataError(f"{path} is damaged ({error}); remove it and pull the image again") from error
+        _log.warning("%s is damaged and ignored: %s", path, error)
+        return None
 
 
 def _write(path: Path, value: msgspec.Struct) -> None:
-    atomic_write(path, msgspec.json.encode(value), durable=True)
+    # Not synchronised with the disk: on ext4 that would write out the whole layer first, for seconds.
+    atomic_write(path, msgspec.json.encode(value))

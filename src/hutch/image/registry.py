@@ -88,17 +88,20 @@ class Registry:
     async def blob(self, descriptor: Descriptor) -> AsyncGenerator[bytes]:
         """Yield the bytes of a layer once and in order. They are not hashed here, and they may be too many."""
         at = safe = 0
+        held = bytearray()  # gathered here, not by httpx2, which would lose it when the connection breaks
         attempts = _Attempts(self._hosts, self._config.retries)
         while at < descriptor.size:
-            host = attempts.host
             try:
-                async with host.get(f"blobs/{descriptor.digest}", accept="*/*", start=at) as response:
+                async with attempts.host.get(f"blobs/{descriptor.digest}", accept="*/*", start=at) as response:
                     skip = _check_range(response, at, descriptor)
-                    async for chunk in response.aiter_raw(_CHUNK):
+                    async for chunk in response.aiter_raw():
                         fresh = chunk[skip:] if skip else chunk
                         skip -= len(chunk) - len(fresh)
                         at += len(fresh)
-                        yield fresh
+                        held += fresh
+                        if len(held) >= _CHUNK:
+                            yield bytes(held)
+                            held.clear()
                 if at < descriptor.size:
                     raise _PassingError(f"the answer ended after {at} of {descriptor.size} bytes")
             except (httpx2.HTTPError, ImageError) as error:
@@ -106,6 +109,7 @@ class Registry:
                     safe = at
                     attempts.progressed()
                 await attempts.failed(error)
+        yield bytes(held)
 
     async def _document(self, path: str, accept: str, digest: str) -> Document:
         attempts = _Attempts(self._hosts, self._config.retries)

@@ -38,7 +38,7 @@ _MAX_NESTING: Final = 4
 class ImageStore:
     """The images of one home. Several processes may use one store at once; `hutch.image.disk` says how.
 
-    All methods may raise `StorageError` when the disk fails and `MetadataError` when a record is damaged.
+    All methods may raise `StorageError` when the disk fails.
     """
 
     def __init__(self, root: Path, *, config: RegistryConfig | None = None) -> None:

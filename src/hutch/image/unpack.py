@@ -25,7 +25,7 @@ from hutch.image.decompress import Decoder
 from hutch.image.helper import ENVIRONMENT, unpack_argv
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterator
     from pathlib import Path
     from typing import Self
 
@@ -204,14 +204,20 @@ class _Feed:
         """The digest of the uncompressed bytes so far."""
         return _digest(self._plain_hash)
 
-    def _pass_on(self, pieces: Iterable[bytes]) -> None:
-        for piece in pieces:
+    def _pass_on(self, pieces: Iterator[bytes]) -> None:
+        for piece in self._named(pieces):
             self._plain += len(piece)
             if self._plain > self._max_bytes:
                 limit = f"{self._max_bytes} bytes (max_layer_bytes)"
                 raise ResourceExhaustedError(f"layer {self.blob.name} unpacks to more than {limit}")
             self._plain_hash.update(piece)
             self._write(piece)
+
+    def _named(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield from pieces
+        except ImageError as error:
+            raise ImageError(f"layer {self.blob.name}: {error}") from error
 
     def _write(self, data: bytes) -> None:
         rest = memoryview(data)

@@ -313,9 +313,11 @@ class LocalBox:
             await send.send(LogEntry(time=time.time(), stream=logs.NAMES[stream], data=data))
 
         async def close_at_end(execution: LocalExecution) -> None:
-            with contextlib.suppress(HutchError):
-                await execution.wait()
-            send.close()
+            try:
+                with contextlib.suppress(HutchError):
+                    await execution.wait()
+            finally:
+                send.close()
 
         try:
             execution = await self.attach(
@@ -333,6 +335,7 @@ class LocalBox:
         try:
             async for live in receive:
                 yield live
+            execution.check_open()  # the end of the log, or of the runtime?
         finally:
             receive.close()
             await execution.close()
@@ -425,13 +428,12 @@ class LocalBox:
                     path=path,
                 ),
                 command=command,
+                too_late=lambda: self._kill_unseen(channel, execution),
             )
         except ValueError as error:
             await execution.close()
             raise InvalidArgumentError(f"the command with its environment is too long: {error}") from None
         except BaseException:
-            # If the caller has gone away the command may have been started all the same.
-            self._kill_unseen(channel, execution)
             await execution.close()
             raise
         execution.started(answer.pid if isinstance(answer, proto.Started) else 0, watched=watch)

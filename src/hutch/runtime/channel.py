@@ -80,6 +80,8 @@ class AgentChannel:
         # Bytes that the socket did not take yet.
         self._unsent = bytearray()
         self._requests: dict[int, asyncio.Future[proto.Answer]] = {}
+        # What to do about answers whose callers have gone away.
+        self._abandoned: dict[int, Callable[[], None]] = {}
         self._numbers = itertools.count(1)
         self._watchers: dict[str, Watcher] = {}
         # Requests for shared memory under way, and the descriptors that came in for them.
@@ -115,8 +117,17 @@ class AgentChannel:
         if self._watchers.get(exec_id) is watcher:
             del self._watchers[exec_id]
 
-    async def request(self, build: Callable[[int], bytes], *, command: tuple[str, ...] = ()) -> proto.Answer:
-        """Send a request and wait for its answer. A refusal is raised as the error that it means."""
+    async def request(
+        self,
+        build: Callable[[int], bytes],
+        *,
+        command: tuple[str, ...] = (),
+        too_late: Callable[[], None] | None = None,
+    ) -> proto.Answer:
+        """Send a request and wait for its answer. A refusal is raised as the error that it means.
+
+        ``too_late`` is called when the answer comes after the caller has gone away, to release what it stands for.
+        """
         if self.closed:
             raise UpstreamUnavailableError("the connection to the box's agent is closed")
         number = next(self._numbers) & 0xFFFFFFFF or next(self._numbers)
@@ -131,6 +142,12 @@ class AgentChannel:
                 raise UpstreamUnavailableError(
                     f"the box's agent did not answer within {_ANSWER_SECONDS:.0f} s; stop the box if it stays like that"
                 ) from None
+        except BaseException:
+            if too_late is not None and future.done() and not future.cancelled():
+                too_late()
+            elif too_late is not None:
+                self._abandoned[number] = too_late
+            raise
         finally:
             self._requests.pop(number, None)
         if isinstance(answer, proto.Failed):
@@ -257,8 +274,11 @@ class AgentChannel:
         answer = proto.decode_answer(frame)
         if answer is not None:
             future = self._requests.get(frame.req)
+            too_late = self._abandoned.pop(frame.req, None)
             if future is not None and not future.done():
                 future.set_result(answer)
+            elif too_late is not None:
+                too_late()
             return
         watcher = self._watchers.get(frame.exec_id)
         if watcher is not None:

@@ -484,11 +484,11 @@ class LocalExecution:
                 with contextlib.suppress(AttributeError, TypeError):
                     output.error.exit_code = exit.status  # type: ignore[attr-defined]  # the contract: it carries the exit code
         self._release()
-        if self._on_exit is not None and self._error is None:
+        if self._on_exit is not None:
             try:
                 self._on_exit(self._result)
             except Exception as error:
-                self._error = error
+                self._error = self._error or error
         self._done.set()
 
     def _fail(self, error: BaseException) -> None:

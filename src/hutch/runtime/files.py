@@ -7,6 +7,8 @@ else, whatever the names in the stream are; see `hutch.host.untar`.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import os
 import posixpath
@@ -51,17 +53,12 @@ class BoxFiles:
 
     async def read(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
         """Return a file's bytes."""
-        info = await self.stat(path)
-        if info.type == "symlink":
-            raise NotFoundError(f"{path} is a symlink that leads nowhere")
-        if info.type != "file":
-            raise InvalidArgumentError(f"{path} is a {info.type}, not a file")
-        if info.size > max_bytes:
-            raise ResourceExhaustedError(f"{path} has {info.size} bytes, more than the limit of {max_bytes}; use get")
         buffer = io.BytesIO()
 
         def consume(stream: tarfile.TarFile) -> None:
             member = stream.next()
+            if member is not None and member.isdir():
+                raise InvalidArgumentError(f"{path} is a directory; use get to copy it, or list to see what it holds")
             content = stream.extractfile(member) if member is not None and member.isreg() else None
             if content is None:
                 raise InvalidArgumentError(f"{path} is not a file")
@@ -127,7 +124,7 @@ class BoxFiles:
         return sorted(found, key=lambda info: info.name)
 
     async def stat(self, path: str) -> FileInfo:
-        """Describe one file, following symlinks."""
+        """Describe one file; of a symlink, the link itself."""
         found = await self._query(proto.FileOp.STAT, path)
         if len(found) != 1:
             raise HutchError(f"the box's agent gave {len(found)} answers about {path}")
@@ -157,9 +154,9 @@ class BoxFiles:
         if target.endswith("/"):
             return target, name
         try:
-            if (await self.stat(target)).type == "directory":
-                return target, name
-        except NotFoundError:
+            await self.stat(target + "/.")  # through a symlink as well
+            return target, name
+        except (NotFoundError, InvalidArgumentError):
             pass
         parent, base = posixpath.split(target)
         if base in ("", ".", ".."):
@@ -199,7 +196,7 @@ class BoxFiles:
 
     async def _receive(self, path: str, consume: Callable[[tarfile.TarFile], None]) -> None:
         """Let ``consume`` (in a thread) read the tar that the agent makes of a path."""
-        read_end, write_end = os.pipe()
+        read_end, write_end = _pipe()
         sink = open(write_end, "wb", buffering=0)  # noqa: SIM115  # closed by the end of the execution below
         errors = io.BytesIO()
         try:
@@ -246,11 +243,14 @@ async def _outcome(execution: LocalExecution) -> tuple[Result | None, Exception 
 
 
 async def _feed_tar(execution: LocalExecution, produce: Callable[[tarfile.TarFile], None]) -> None:
-    read_end, write_end = os.pipe()
+    read_end, write_end = _pipe()
     failure: Exception | None = None
 
     def write() -> None:
-        with open(write_end, "wb") as file, tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as stream:
+        with (
+            open(write_end, "wb", buffering=_PIECE) as file,
+            tarfile.open(fileobj=file, mode="w|", bufsize=_PIECE, format=tarfile.PAX_FORMAT) as stream,
+        ):
             produce(stream)
 
     async def run() -> None:
@@ -278,9 +278,16 @@ async def _feed_tar(execution: LocalExecution, produce: Callable[[tarfile.TarFil
     await execution.stdin.close()
 
 
+def _pipe() -> tuple[int, int]:
+    ends = os.pipe()
+    with contextlib.suppress(OSError):  # beyond what an ordinary user may have: then it is just slower
+        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 4 * _PIECE)
+    return ends
+
+
 def _consume(read_end: int, consume: Callable[[tarfile.TarFile], None]) -> None:
     with open(read_end, "rb") as file:
-        with tarfile.open(fileobj=file, mode="r|") as stream:
+        with tarfile.open(fileobj=file, mode="r|", bufsize=_PIECE) as stream:
             consume(stream)
         while file.read(_PIECE):  # up to the end, so that the box's side ends well
             pass

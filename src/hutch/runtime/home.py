@@ -85,13 +85,18 @@ class Home(msgspec.Struct, frozen=True):
         """A frozen layer."""
         return self.disks / name
 
+    @property
+    def locks(self) -> Path:
+        """The lock files."""
+        return self.root / "locks"
+
     def volume(self, volume_id: str) -> Path:
         """The files of a managed volume."""
         return self.root / "volumes" / volume_id
 
     def lock(self, name: str) -> Path:
         """A lock file."""
-        return self.root / "locks" / name
+        return self.locks / name
 
     def lower(self, name: str) -> Lower:
         """A frozen layer as an engine mounts it."""

@@ -26,6 +26,7 @@ from hutch.errors import (
     HutchError,
     InvalidStateError,
     NotFoundError,
+    RuntimeClosedError,
     StoppedError,
 )
 from hutch.host.files import locked
@@ -73,6 +74,8 @@ class Lives:
         self._settings: dict[str, BoxRecord] = {}
         # Boxes that this process started.
         self.started: set[str] = set()
+        # Waits for the end of a box.
+        self._parked: set[anyio.CancelScope] = set()
         self._closed = False
 
     # Records.
@@ -95,43 +98,39 @@ class Lives:
     async def refresh(self, box_id: str) -> BoxRecord:
         """Bring a record up to date with what the engine observes, and return it."""
         record = self.record(box_id)
-        if record.state not in ALIVE or self._engine.observe(self._home.box(box_id)).running:
+        if record.state not in ALIVE:
             return record
-        async with self._locked(box_id):
-            return await self._bury(self.record(box_id))
+        if record.state is not BoxState.PAUSED and self._engine.observe(self._home.box(box_id)).running:
+            return record
+        async with self.holding(box_id) as current:
+            return current
 
     # Start and stop.
 
     async def start(self, box_id: str) -> None:
         """Start a box and its main command. Nothing happens when it runs."""
-        async with self._locked(box_id):
-            await self._start(self.record(box_id), _unwatched)
+        async with self.holding(box_id) as record:
+            await self._start(record, _unwatched)
 
     async def start_watched(self, box_id: str, watch: MainWatcher) -> None:
         """Start a box whose main command is watched from its first byte. Raises `InvalidStateError` when it runs
         already."""
-        async with self._locked(box_id):
-            record = self.record(box_id)
-            if record.state in ALIVE and self._engine.observe(self._home.box(box_id)).running:
+        async with self.holding(box_id) as record:
+            if record.state in ALIVE:
                 raise InvalidStateError(f"box {_name(record)} runs already; attach to it")
             await self._start(record, watch)
 
     async def stop(self, box_id: str, grace: float) -> None:
         """Stop a box: the stop signal, SIGKILL after ``grace`` seconds. Nothing happens when it does not run."""
-        async with self._locked(box_id):
-            record = self.record(box_id)
-            directory = self._home.box(box_id)
+        async with self.holding(box_id) as record:
             if record.state not in ALIVE:
-                return
-            if not self._engine.observe(directory).running:
-                await self._bury(record)
                 return
             record = self._save(record, Event.STOP)
             with anyio.CancelScope(shield=True):
                 if grace > 0:
                     await self._ask_to_stop(record, grace)
-                await self._engine.kill(directory)
-                await self._bury(record)
+                await self._engine.kill(self._home.box(box_id))
+                await self._observed(record)
 
     async def destroy(self, box_id: str) -> None:
         """End a box at once and release what its start took; for removal. The caller holds the lock."""
@@ -140,19 +139,26 @@ class Lives:
         self.started.discard(box_id)
 
     async def wait_gone(self, box_id: str) -> None:
-        """Wait until the box does not run."""
+        """Wait until the box does not run. Raises `RuntimeClosedError`."""
         record = self.record(box_id)
         if record.state not in ALIVE:
             return
         observed = self._engine.observe(self._home.box(box_id))
-        if observed.running and observed.pid is not None:
-            await _gone(observed.pid, None)
+        if not observed.running or observed.pid is None:
+            return
+        with anyio.CancelScope() as scope:
+            self._parked.add(scope)
+            try:
+                await _gone(observed.pid, None)
+            finally:
+                self._parked.discard(scope)
+        if scope.cancelled_caught:
+            raise RuntimeClosedError(f"the runtime was closed while box {_name(record)} ran")
 
     @contextlib.asynccontextmanager
     async def holding_stopped(self, box_id: str, what: str) -> AsyncIterator[BoxRecord]:
         """Hold the lock of a box that must not run. Raises `InvalidStateError` when it does."""
-        async with self._locked(box_id):
-            record = await self._bury(self.record(box_id))
+        async with self.holding(box_id) as record:
             if record.state in ALIVE:
                 raise InvalidStateError(f"box {record.spec.name or record.id} runs; stop it before {what}")
             yield record
@@ -160,24 +166,25 @@ class Lives:
     @contextlib.asynccontextmanager
     async def holding_still(self, box_id: str) -> AsyncIterator[tuple[BoxRecord, bool]]:
         """Hold the lock of a box whose processes, if it runs, are frozen meanwhile. Yields (record, runs)."""
-        async with self._locked(box_id):
-            record = await self._bury(self.record(box_id))
-            directory = self._home.box(box_id)
+        async with self.holding(box_id) as record:
             if record.state not in ALIVE:
                 yield record, False
                 return
-            await self._engine.freeze(directory)
+            directory = self._home.box(box_id)
+            # The record first: should we die while it is frozen, whoever holds the box next sets it going again.
+            record = self._save(record, Event.PAUSE)
             try:
+                await self._engine.freeze(directory)
                 yield record, True
             finally:
                 with anyio.CancelScope(shield=True):
-                    await self._engine.thaw(directory)
+                    await self._observed(self.record(box_id))
 
     @contextlib.asynccontextmanager
     async def holding(self, box_id: str) -> AsyncIterator[BoxRecord]:
-        """Hold the lock of a box in whatever state it is."""
-        async with self._locked(box_id):
-            yield await self._bury(self.record(box_id))
+        """Hold the lock of a box, with its record as it truly is: no other process changes it meanwhile."""
+        async with locked(self._home.lock(box_id), timeout=_LOCK_SECONDS):
+            yield await self._observed(self.record(box_id))
 
     # Channels.
 
@@ -235,14 +242,15 @@ class Lives:
     def close(self) -> None:
         """Close all channels."""
         self._closed = True
+        for scope in self._parked:
+            scope.cancel()
         for box_id in list(self._channels):
             self.drop_channel(box_id)
 
     # Private methods.
 
     async def _start_for_use(self, box_id: str) -> None:
-        async with self._locked(box_id):
-            record = await self._bury(self.record(box_id))
+        async with self.holding(box_id) as record:
             if lifecycle.use(record.state, job=False, auto_resume=record.spec.auto_resume) is Use.REFUSE_STOPPED:
                 raise StoppedError(f"box {_name(record)} was stopped meanwhile")
             await self._start(record, _unwatched)
@@ -250,10 +258,10 @@ class Lives:
     async def _start(self, record: BoxRecord, watch: MainWatcher) -> None:
         directory = self._home.box(record.id)
         if record.state in ALIVE:
-            if self._engine.observe(directory).running:
-                return
-            record = await self._bury(record)
-        plan = await self._plan(record, directory)
+            return
+        directory.mkdir(mode=0o711, exist_ok=True)
+        before = record = await self._disks.settle(record)
+        plan = self._plan(record, directory)
         for name in ("exit", "main.log.0", "main.log.1"):
             (directory / name).unlink(missing_ok=True)
         try:
@@ -275,9 +283,11 @@ class Lives:
             with anyio.CancelScope(shield=True):
                 await self._engine.kill(directory)
                 self.drop_channel(record.id)
-                if self._store.get_box(record.id) is not None:
-                    event = Event.START_FAILED if isinstance(error, Exception) else Event.STOPPED
-                    self._save(record, event, pid=None, stopped_at=time.time(), reason=str(error) or None)
+                if isinstance(error, Exception):
+                    self._save(record, Event.START_FAILED, pid=None, stopped_at=time.time(), reason=str(error) or None)
+                else:  # whoever wanted the start has gone away: the box is as it was before
+                    self.started.discard(record.id)
+                    self._store.save_box(before)
             raise
 
     async def _start_main(self, record: BoxRecord, watch: MainWatcher) -> None:
@@ -302,13 +312,11 @@ class Lives:
             if execution is not None:
                 execution.started(answer.pid if isinstance(answer, proto.Started) else 0, watched=True)
 
-    async def _plan(self, record: BoxRecord, directory: Path) -> BoxPlan:
+    def _plan(self, record: BoxRecord, directory: Path) -> BoxPlan:
         image_layers: tuple[Lower, ...] = ()
         if record.image_digest:
             image = self._images.get(record.image_digest)
             image_layers = tuple(Lower(path) for path in self._images.layer_paths(image))
-        directory.mkdir(mode=0o711, exist_ok=True)
-        record = await self._disks.settle(record)
         return BoxPlan(
             box_id=record.id,
             directory=directory,
@@ -347,10 +355,15 @@ class Lives:
             await channel.request(lambda req: proto.poweroff(grace, record.stop_signal, req=req))
         await _gone(observed.pid, grace + _STOP_MARGIN)
 
-    async def _bury(self, record: BoxRecord) -> BoxRecord:
-        """Write down the end of a box that is recorded as alive but is not. The caller holds the lock."""
+    async def _observed(self, record: BoxRecord) -> BoxRecord:
+        """Bring the record of a box up to date with what the engine observes. The caller holds the lock."""
         directory = self._home.box(record.id)
-        if record.state not in ALIVE or self._engine.observe(directory).running:
+        if record.state not in ALIVE:
+            return record
+        if self._engine.observe(directory).running:
+            if record.state is BoxState.PAUSED:
+                await self._engine.thaw(directory)
+                record = self._save(record, Event.RESUME)
             return record
         with anyio.CancelScope(shield=True):
             await self._engine.kill(directory)
@@ -370,11 +383,6 @@ class Lives:
         record = msgspec.structs.replace(record, state=state, updated_at=time.time(), **values)
         self._store.save_box(record)
         return record
-
-    @contextlib.asynccontextmanager
-    async def _locked(self, box_id: str) -> AsyncIterator[None]:
-        async with locked(self._home.lock(box_id), timeout=_LOCK_SECONDS):
-            yield
 
 
 def describe(record: BoxRecord) -> BoxInfo:

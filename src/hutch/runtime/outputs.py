@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import io
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.to_thread
 
-from hutch.errors import InvalidStateError
+from hutch.errors import HutchError, InvalidStateError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -148,6 +149,11 @@ class Pump:
                         await self._call(data)
                     except Exception as error:
                         self.error = error
+                    except asyncio.CancelledError as error:
+                        if anyio.current_effective_deadline() == -math.inf:
+                            raise  # the runtime is being closed
+                        self.error = HutchError("the sink was cancelled")
+                        self.error.__cause__ = error
                 self._delivered(end)
         finally:
             self._running = False

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Literal, Self
 
-    from anyio.abc import TaskGroup
+    from anyio.abc import TaskGroup, TaskStatus
 
     from hutch.engine.base import Engine
     from hutch.types import BoxInfo, ImageInfo, Mount, Progress
@@ -57,8 +57,10 @@ class LocalRuntime:
     def __init__(self, home: Path | str | None = None, *, engine: Engine | None = None) -> None:
         self._given_home = home
         self._given_engine = engine
+        # The caller's side of the background tasks; they live in a group of a task of their own, so that
+        # `close` can cancel them without cancelling the body of the caller's `async with`.
+        self._root = anyio.create_task_group()
         self._tasks: TaskGroup | None = None
-        self._stack = contextlib.AsyncExitStack()
         self._boxes: dict[str, LocalBox] = {}
         self._closed = False
 
@@ -76,13 +78,13 @@ class LocalRuntime:
         self.lives = Lives(self.home, self.store, self.engine, self.image_store, self.disks)
         self.images = LocalImages(self)
         self.volumes = LocalVolumes(self)
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
+        await self._root.__aenter__()
         try:
+            self._tasks = await self._root.start(_hold_tasks)
             await self.recover()
         except BaseException:
             await self.close()
-            await self._tasks.__aexit__(None, None, None)
+            await self._root.__aexit__(None, None, None)
             raise
         return self
 
@@ -90,8 +92,7 @@ class LocalRuntime:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-        if self._tasks is not None:
-            await self._tasks.__aexit__(None, None, None)
+        await self._root.__aexit__(None, None, None)
 
     async def close(self) -> None:
         """Stop the boxes that this runtime started and that are not detached, end all waits, release everything.
@@ -294,10 +295,10 @@ class LocalRuntime:
             if record.spec.auto_remove and record.started_at is not None:
                 with contextlib.suppress(HutchError):
                     await self.remove(record.id)
-        for path in self.home.boxes.iterdir():
-            if ids.is_id(path.name) and self.store.get_box(path.name) is None:
+        for name in {path.name for folder in (self.home.boxes, self.home.locks) for path in folder.iterdir()}:
+            if ids.is_id(name) and self.store.get_box(name) is None:
                 with contextlib.suppress(HutchError):
-                    await self._erase_orphan(path.name)
+                    await self._erase_orphan(name)
         await self.disks.collect()
 
     # Private methods.
@@ -410,3 +411,9 @@ class LocalRuntime:
     def _check_open(self) -> None:
         if self._closed or self._tasks is None:
             raise RuntimeClosedError("the runtime is closed; use it inside `async with`")
+
+
+async def _hold_tasks(*, task_status: TaskStatus[TaskGroup]) -> None:
+    async with anyio.create_task_group() as tasks:
+        task_status.started(tasks)
+        await anyio.sleep_forever()

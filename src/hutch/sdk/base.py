@@ -133,7 +133,7 @@ class Files(Protocol):
         """List a directory."""
 
     async def stat(self, path: str) -> FileInfo:
-        """Describe one file. Raises `NotFoundError`."""
+        """Describe one file; of a symlink, the link itself. Raises `NotFoundError`."""
 
 
 class Snapshots(Protocol):

@@ -1,0 +1,1 @@
+"""What Hutch is compared with: a module a peer, which starts it, drives it and leaves nothing behind."""

@@ -1,0 +1,103 @@
+"""The census: thousands of short executions, and not one may lose, cross or double a byte.
+
+usage: census.py [--count N] [--image REFERENCE]
+
+Half of them run one after the other, half eight at once, while two busy loops keep both cores occupied. Each writes
+a nonce of its own to both streams; what comes back must be equal to it. A loss *rate* is never accepted: one
+deviation fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+
+import hutch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hutch.runtime import LocalBox
+
+PARALLEL = 8
+# Sizes around the borders that matter: nothing, a line, a pipe's capacity, the agent's window.
+SIZES = (0, 1, 20, 20, 20, 20, 4096, 65536, 70000, 600_000)
+
+
+async def census(box: LocalBox, count: int) -> list[str]:
+    """Run ``count`` executions; returns a line for each that deviates."""
+    failures: list[str] = []
+    dice = random.Random(count)
+
+    async def one(number: int, size: int) -> None:
+        nonce = secrets.token_hex(8)
+        # The output ends with the nonce and the process ends right after it: the moment at which bytes get lost.
+        script = f"head -c {size} /dev/zero; echo {nonce}; echo {nonce} >&2; exit {number % 200}"
+        result = await box.run("/bin/sh", "-c", script)
+        line = nonce.encode() + b"\n"
+        expected = bytes(size) + line
+        if result.stdout != expected or result.stderr != line or result.exit_code != number % 200:
+            failures.append(
+                f"execution {number}: {len(result.stdout)} of {len(expected)} bytes, "
+                f"{len(result.stderr)} of {len(line)} on stderr, exit code {result.exit_code}"
+            )
+
+    sequential = count // 2
+    for number in range(sequential):
+        await one(number, dice.choice(SIZES))
+    limiter = anyio.CapacityLimiter(PARALLEL)
+
+    async def limited(number: int, size: int) -> None:
+        async with limiter:
+            await one(number, size)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(sequential, count):
+            tasks.start_soon(limited, number, dice.choice(SIZES))
+    return failures
+
+
+@contextlib.contextmanager
+def busy_cores(count: int = 2) -> Iterator[None]:
+    """Keep cores busy meanwhile."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+async def main(count: int, image: str | None) -> int:
+    """Run the census on a fresh home; returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="hutch-census-") as home:
+        async with hutch.Runtime.local(home) as runtime:
+            if image is None:
+                image = (await runtime.images.bootstrap("busybox")).references[0]
+            async with await runtime.create(image, auto_remove=True) as box:
+                started = time.monotonic()
+                with busy_cores():
+                    failures = await census(box, count)
+                seconds = time.monotonic() - started
+    for line in failures[:20]:
+        print(line, file=sys.stderr)
+    print(f"{count} executions, {len(failures)} deviations, {seconds:.1f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--image", help="an image with /bin/sh and head; default: a busybox made on the spot")
+    arguments = parser.parse_args()
+    sys.exit(anyio.run(main, arguments.count, arguments.image))
