@@ -30,7 +30,6 @@ struct config {
     const char *stage;  /* an existing directory; a private tmpfs is mounted over it */
     const char *upper;
     const char *work;
-    const char *disk;      /* ext4 image that holds upper and work; NULL: they are plain directories */
     const char *outer_uid; /* rootless: maps of the launcher's own user namespace */
     const char *outer_gid;
     const char *uid_map; /* maps of the box's user namespace, as the kernel takes them */

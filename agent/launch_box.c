@@ -285,7 +285,7 @@ void box_root(const struct config *config)
 
 static void limit_resources(void)
 {
-    const struct rlimit no_core = {0, 0};
+    const struct rlimit no_core = {1, 1}; /* see seccomp.c */
     struct rlimit files;
 
     if (setrlimit(RLIMIT_CORE, &no_core) < 0 || getrlimit(RLIMIT_NOFILE, &files) < 0)

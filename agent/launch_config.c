@@ -66,9 +66,8 @@ static void take_record(struct config *config, const char *key, const char *valu
     } strings[] = {
         {"hostname", &config->hostname}, {"hosts", &config->hosts},         {"resolv", &config->resolv},
         {"stage", &config->stage},       {"upper", &config->upper},         {"work", &config->work},
-        {"disk", &config->disk},         {"outer_uid", &config->outer_uid}, {"outer_gid", &config->outer_gid},
-        {"uid_map", &config->uid_map},   {"gid_map", &config->gid_map},
-        {"pids", &config->pids},
+        {"uid_map", &config->uid_map},   {"outer_uid", &config->outer_uid}, {"pids", &config->pids},
+        {"gid_map", &config->gid_map},   {"outer_gid", &config->outer_gid},
     };
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
         if (!strcmp(key, strings[i].key)) {

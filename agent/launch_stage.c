@@ -2,7 +2,6 @@
  *
  *     l0 l1 ...   the read-only layers, topmost first (id-mapped mounts, or symlinks)
  *     upper work  symlinks to the writable layer
- *     disk        its file system, when it has one of its own
  *     b0 b1 ...   the host paths to bind
  *     etc/...     the three files that every box gets from its host
  *     root        the overlay
@@ -15,19 +14,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/loop.h>
 #include <linux/mount.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { LOWER_MAX = 500, LOOP_TRIES = 64 };
+enum { LOWER_MAX = 500 };
 
 static void make_directory(const char *name)
 {
@@ -66,37 +63,6 @@ static bool is_directory(int tree)
     return S_ISDIR(status.st_mode);
 }
 
-/* Attach the image to a free loop device that goes away by itself with its last user. Returns the device's path. */
-static void attach_loop(const char *image, char device[static 32])
-{
-    int file = open(image, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
-    struct loop_config setup = {.info.lo_flags = LO_FLAGS_AUTOCLEAR};
-
-    if (file < 0 || control < 0)
-        launch_fail_about("opening the disk", image);
-    setup.fd = (uint32_t)file;
-    for (int i = 0; i < LOOP_TRIES; i++) { /* another process may take the number in between */
-        int number = ioctl(control, LOOP_CTL_GET_FREE);
-        int loop;
-
-        if (number < 0)
-            break;
-        snprintf(device, 32, "/dev/loop%d", number);
-        loop = open(device, O_RDWR | O_CLOEXEC);
-        if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &setup) == 0) {
-            close(file);
-            close(control);
-            return; /* `loop` stays open until the mount holds the device */
-        }
-        if (loop >= 0)
-            close(loop);
-        if (errno != EBUSY)
-            break;
-    }
-    launch_fail_about("attaching the disk to a loop device", image);
-}
-
 /* The ids, in the outer namespace, of the box's root. */
 static void give_to_box(const struct config *config, const char *path)
 {
@@ -108,23 +74,6 @@ static void give_to_box(const struct config *config, const char *path)
         launch_fail_about("giving to the box's root", path);
 }
 
-static void mount_disk(const struct config *config)
-{
-    const char *const folders[] = {config->upper, config->work};
-    char device[32];
-
-    attach_loop(config->disk, device);
-    make_directory("disk");
-    if (mount(device, "disk", "ext4", MS_NODEV | MS_NOATIME, "errors=remount-ro") < 0)
-        launch_fail_about("mounting the disk", config->disk);
-    for (size_t i = 0; i < 2; i++) {
-        if (mkdir(folders[i], 0755) == 0)
-            give_to_box(config, folders[i]);
-        else if (errno != EEXIST)
-            launch_fail_about("making a directory on the disk", folders[i]);
-    }
-}
-
 void stage_open(const struct config *config)
 {
     if (unshare(CLONE_NEWNS) < 0)
@@ -133,8 +82,6 @@ void stage_open(const struct config *config)
         launch_fail("making the launcher's mounts private");
     if (mount("tmpfs", config->stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m") < 0 || chdir(config->stage) < 0)
         launch_fail("mounting the stage");
-    if (config->disk) /* now, while the device is still permitted to this process */
-        mount_disk(config);
 }
 
 static void place_lowers(const struct config *config, int userns)
@@ -210,7 +157,7 @@ static void write_file(const struct config *config, const char *path, const char
 void stage_fill(const struct config *config, int userns)
 {
     place_lowers(config, userns);
-    make_link(config->upper, "upper"); /* relative to the stage when the disk holds them */
+    make_link(config->upper, "upper");
     make_link(config->work, "work");
     mount_overlay(config);
     place_binds(config, userns);

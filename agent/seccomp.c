@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -22,7 +23,7 @@
 #endif
 
 enum { NUMBERS = 512, PROGRAM_MAX = 1024 };
-enum action { NO_SUCH_CALL, ALLOW, REFUSE, CLONE, SOCKET, SOCKETPAIR, IOCTL, PERSONALITY };
+enum action { NO_SUCH_CALL, ALLOW, REFUSE, CLONE, SOCKET, SOCKETPAIR, IOCTL, PERSONALITY, SETRLIMIT, PRLIMIT };
 
 #define NAMESPACE_FLAGS (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET)
 #define LOW_HALF(argument) ((unsigned)offsetof(struct seccomp_data, args[argument])) /* little-endian */
@@ -124,6 +125,27 @@ static void check_personality(struct program *program)
     answer(program, FAIL(EPERM));
 }
 
+/* The limit on core dumps is 1 byte, the one value that also keeps the kernel from piping a dump into a program of the host (core(5));
+ * a change of it has no effect. It does not fail either, because programs give up when they cannot switch their dumps off. */
+static void check_setrlimit(struct program *program)
+{
+    load(program, LOW_HALF(0));
+    answer_if(program, RLIMIT_CORE, FAIL(0));
+    answer(program, SECCOMP_RET_ALLOW);
+}
+
+static void check_prlimit(struct program *program)
+{
+    load(program, LOW_HALF(1));
+    emit(program, BPF_JMP | BPF_JEQ | BPF_K, RLIMIT_CORE, 0, 5);
+    load(program, LOW_HALF(2)); /* the new limit; a null pointer only asks */
+    emit(program, BPF_JMP | BPF_JEQ | BPF_K, 0, 0, 2);
+    load(program, LOW_HALF(2) + 4);
+    emit(program, BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0);
+    answer(program, FAIL(0));
+    answer(program, SECCOMP_RET_ALLOW);
+}
+
 static void emit_action(struct program *program, enum action action)
 {
     switch (action) {
@@ -134,6 +156,8 @@ static void emit_action(struct program *program, enum action action)
     case SOCKETPAIR: check_socketpair(program); break;
     case IOCTL: check_ioctl(program); break;
     case PERSONALITY: check_personality(program); break;
+    case SETRLIMIT: check_setrlimit(program); break;
+    case PRLIMIT: check_prlimit(program); break;
     default: answer(program, FAIL(ENOSYS));
     }
 }
@@ -170,6 +194,8 @@ static void fill_actions(unsigned char actions[static NUMBERS])
     actions[__NR_socketpair] = SOCKETPAIR;
     actions[__NR_ioctl] = IOCTL;
     actions[__NR_personality] = PERSONALITY;
+    actions[__NR_setrlimit] = SETRLIMIT;
+    actions[__NR_prlimit64] = PRLIMIT;
 }
 
 int seccomp_install(void)

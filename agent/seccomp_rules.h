@@ -44,7 +44,7 @@ static const unsigned short seccomp_allowed[] = {
     __NR_tgkill, __NR_getpid, __NR_getppid, __NR_gettid, __NR_getuid, __NR_getgid, __NR_geteuid, __NR_getegid, __NR_setuid,
     __NR_setgid, __NR_setpgid, __NR_getpgrp, __NR_getpgid, __NR_setsid, __NR_getsid, __NR_setreuid, __NR_setregid, __NR_getgroups,
     __NR_setgroups, __NR_setresuid, __NR_getresuid, __NR_setresgid, __NR_getresgid, __NR_setfsuid, __NR_setfsgid, __NR_capget,
-    __NR_capset, __NR_prctl, __NR_arch_prctl, __NR_ptrace, __NR_getrlimit, __NR_setrlimit, __NR_prlimit64, __NR_getrusage,
+    __NR_capset, __NR_prctl, __NR_arch_prctl, __NR_ptrace, __NR_getrlimit, __NR_getrusage,
     __NR_times, __NR_getpriority, __NR_setpriority, __NR_ioprio_get, __NR_ioprio_set, __NR_set_tid_address, __NR_set_robust_list,
     __NR_get_robust_list, __NR_set_thread_area, __NR_get_thread_area, __NR_rseq, __NR_seccomp, __NR_pidfd_open,
     __NR_pidfd_send_signal, __NR_process_mrelease, __NR_landlock_create_ruleset, __NR_landlock_add_rule,

@@ -52,7 +52,10 @@ class Agent:
 
 @contextlib.contextmanager
 def running_agent(*, hold_ms: int = 10_000, prefix: Sequence[str] = ()) -> Iterator[Agent]:
-    """An agent in a new directory under /tmp; everything it started is ended at the end. ``prefix``: a command that executes it."""
+    """An agent in a new directory under /tmp; everything it started is ended at the end.
+
+    ``prefix`` is a command that executes the agent.
+    """
     with tempfile.TemporaryDirectory(prefix="hutch-agent-") as name:
         directory = Path(name)
         directory.chmod(0o755)

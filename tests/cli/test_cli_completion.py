@@ -23,6 +23,23 @@ def test_scripts_parse_and_know_every_command(shell: str) -> None:
     subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=20)
 
 
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("hutch ex", {"exec", "export"}),
+        ("hutch image r", {"rm"}),
+        ("hutch rm w", {"web"}),
+        ("hutch run --pull a", {"always"}),
+    ],
+)
+def test_fish_completes(line: str, offered: set[str]) -> None:
+    if shutil.which("fish") is None:
+        pytest.skip("fish is not installed")
+    script = f"function hutch; echo web; end\n{completion.fish()}\ncomplete -C '{line}'"
+    result = subprocess.run(["fish", "-c", script], capture_output=True, text=True, check=True, timeout=20)
+    assert {word.split("\t")[0] for word in result.stdout.splitlines() if word} == offered
+
+
 _HARNESS = """
 hutch() { case "$*" in
     "ls --names") echo web; echo dev ;; "image ls --names") echo debian:12 ;; "volume ls -q") echo data ;;

@@ -58,6 +58,22 @@ def test_large_binary_data_both_ways(hutch: Any) -> None:
         assert hashlib.sha256(out).digest() == hashlib.sha256(data).digest()
 
 
+def test_a_command_that_does_not_read_its_input(hutch: Any) -> None:
+    hutch("create", "--name", "b", "busybox")
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as endless:
+        process = hutch.popen("exec", "-i", "b", "sh", "-c", "exit 3", stdin=endless.stdout)
+        assert process.wait(15) == 3
+        endless.kill()
+
+
+def test_closed_standard_streams(hutch: Any) -> None:
+    hutch("create", "--name", "b", "busybox")
+    script = '"$@" <&- >&-'
+    words = hutch.argv("exec", "-i", "b", "sh", "-c", "cat; echo out; echo err >&2; exit 4")
+    done = subprocess.run(["sh", "-c", script, "sh", *words], env=hutch.env, capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (4, b"", b"err\n")
+
+
 def test_output_comes_at_once(hutch: Any, read_line: Any, finish: Any) -> None:
     hutch("create", "--name", "b", "busybox")
     process = hutch.popen("exec", "-i", "b", "sh", "-c", "echo first; read x; echo got $x", stdin=subprocess.PIPE)
@@ -179,6 +195,22 @@ def test_a_run_without_rm_keeps_the_box(hutch: Any) -> None:
     info = hutch.json("inspect", "kept")[0]
     assert (info["state"], info["exit_code"]) == ("stopped", 3)
     assert hutch("logs", "kept").stdout == b"hello\n"
+
+
+def test_what_is_started_goes_on_after_the_tool(hutch: Any) -> None:
+    hutch(
+        "run",
+        "--name",
+        "kept",
+        "-e",
+        "X=1",
+        "busybox",
+        "sh",
+        "-c",
+        "sleep 0.2; [ -e /again ] && sleep 60; touch /again",
+    )
+    assert hutch.text("start", "kept") == "kept"
+    assert hutch.json("inspect", "kept")[0]["state"] == "running"
 
 
 def test_detached(hutch: Any) -> None:

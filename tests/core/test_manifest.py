@@ -54,7 +54,9 @@ def config(**changes: Any) -> bytes:
     return json.dumps({**document, **changes}).encode()
 
 
-@pytest.mark.parametrize("kind", [f"{OCI}.layer.v1.tar", f"{OCI}.layer.v1.tar+zstd", f"{DOCKER}.image.rootfs.diff.tar.gzip"])
+@pytest.mark.parametrize(
+    "kind", [f"{OCI}.layer.v1.tar", f"{OCI}.layer.v1.tar+zstd", f"{DOCKER}.image.rootfs.diff.tar.gzip"]
+)
 def test_layer_types(kind: str) -> None:
     parsed = parse_manifest(manifest(layers=[layer(kind)]))
     assert isinstance(parsed, Manifest)

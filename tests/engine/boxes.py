@@ -14,7 +14,7 @@ from hutch.engine.base import BoxPlan, Lower, MountPlan, Started
 from hutch.types import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
     from hutch.engine.container import ContainerEngine
@@ -54,7 +54,7 @@ class Box(NamedTuple):
         with await self.engine.connect(self.directory) as connection:
             connection.settimeout(10)
             connection.sendall(agentproto.start(_new_id(), ["sh", "-c", script], req=1, env=ENVIRONMENT))
-            answer = agentproto.decode_answer(next(_frames(connection)))
+            answer = agentproto.decode_answer(next(received(connection)))
             assert isinstance(answer, agentproto.Started), answer
 
 
@@ -62,7 +62,8 @@ def _new_id() -> str:
     return f"t{os.getpid():x}x{next(_numbers):x}"[:12]
 
 
-def _frames(connection: socket.socket):  # type: ignore[no-untyped-def]
+def received(connection: socket.socket) -> Iterator[frames.Frame]:
+    """Yield the frames that the agent sends, until it closes the connection."""
     decoder = frames.Decoder()
     while data := connection.recv(1 << 16):
         yield from decoder.receive(data)
@@ -76,7 +77,7 @@ def _execute(connection: socket.socket, argv: Sequence[str], user: str, deadline
     connection.sendall(
         agentproto.start(name, argv, req=1, env=ENVIRONMENT, user=user, watch=True)
     )
-    for frame in _frames(connection):
+    for frame in received(connection):
         assert time.monotonic() < deadline
         answer = agentproto.decode_answer(frame)
         if isinstance(answer, agentproto.Failed):

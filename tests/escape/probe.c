@@ -19,6 +19,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
@@ -333,7 +334,7 @@ static int try_overwrite(void)
         return refused();
     kill(target(), SIGKILL);
     snprintf(again, sizeof again, "/proc/self/fd/%d", held);
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 60; i++) {
         writable = open(again, O_WRONLY | O_CLOEXEC);
         if (writable >= 0 || errno != ETXTBSY)
             break;
@@ -355,7 +356,8 @@ static int one_process(int number)
     pid_t pid = fork();
     (void)number;
     if (pid == 0) {
-        sleep(20);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        pause();
         _exit(0);
     }
     return pid < 0;
@@ -376,13 +378,7 @@ static int one_file(int number)
     close(fd);
     return 0;
 }
-static int try_processes(void)
-{
-    int result = count_up_to(atoi(argument), one_process);
-    signal(SIGTERM, SIG_IGN);
-    setpgid(0, 0);
-    return result;
-}
+static int try_processes(void) { return count_up_to(atoi(argument), one_process); }
 static int try_descriptors(void) { return count_up_to(atoi(argument), one_descriptor); }
 static int try_inodes(void)
 {

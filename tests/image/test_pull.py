@@ -86,9 +86,7 @@ async def test_layers_are_shared(registry: DockerRegistry, store: ImageStore, sm
     [("", bytes), ("+zstd", zstd.compress), ("+gzip", lambda data: gzip_members(data))],
     ids=["plain", "zstd", "gzip-members"],
 )
-async def test_compressions(
-    registry: DockerRegistry, store: ImageStore, suffix: str, compress: type[bytes]
-) -> None:
+async def test_compressions(registry: DockerRegistry, store: ImageStore, suffix: str, compress: type[bytes]) -> None:
     content = os.urandom(200_000) + bytes(3_000_000)
     image = Image([tar(entry("file", content))], suffix=suffix, compress=compress)
     registry.push("compressed", "v" + suffix.strip("+"), image)
@@ -124,7 +122,9 @@ async def test_platforms(registry: DockerRegistry, store: ImageStore) -> None:
     assert (await store.pull(reference, platform="linux/arm64")).architecture == "arm64"
     by_digest = await store.pull(f"{registry.host}/multi@{named}", platform="linux/amd64")
     assert by_digest.architecture == "amd64"
-    with pytest.raises(ImageError, match=r"multi:v1.*no image for linux/riscv64.*linux/amd64, linux/arm64, linux/s390x"):
+    with pytest.raises(
+        ImageError, match=r"multi:v1.*no image for linux/riscv64.*linux/amd64, linux/arm64, linux/s390x"
+    ):
         await store.pull(reference, platform="linux/riscv64")
     registry.push("multi", "single", images[2])
     with pytest.raises(ImageError, match="is for linux/s390x, not for linux/amd64"):
@@ -143,9 +143,7 @@ async def test_what_is_not_there(registry: DockerRegistry, store: ImageStore, tm
     assert store.list() == []
 
 
-async def test_mirrors_go_first(
-    registry: DockerRegistry, tmp_path: Path, small: Image, config: RegistryConfig
-) -> None:
+async def test_mirrors_go_first(registry: DockerRegistry, tmp_path: Path, small: Image, config: RegistryConfig) -> None:
     registry.push("library/mirrored", "v1", small)
     registry.push("prefix/library/behind", "v1", small)
     mirrors = {"docker.io": ["127.0.0.1:1", f"http://{registry.host}", f"{registry.host}/prefix"]}
@@ -234,7 +232,9 @@ async def test_cancelling_leaves_nothing(
 ) -> None:
     registry.push("cancel", "v1", large)
     with anyio.CancelScope() as scope:
-        await store.pull(f"{registry.host}/cancel:v1", progress=lambda step: step.phase == "download" and scope.cancel())
+        await store.pull(
+            f"{registry.host}/cancel:v1", progress=lambda step: step.phase == "download" and scope.cancel()
+        )
     assert scope.cancelled_caught
     assert list((tmp_path / "images/tmp").iterdir()) == list((tmp_path / "images/layers").iterdir()) == []
     assert (await store.pull(f"{registry.host}/cancel:v1")).layers == tuple(large.diff_ids)

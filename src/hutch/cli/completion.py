@@ -191,6 +191,10 @@ end
 function __hutch_at
     string match -qr -- "^$argv[1]( |\\$)" (__hutch_words)
 end
+function __hutch_only
+    set -l words (__hutch_words)
+    test "$words" = "$argv"
+end
 complete -c hutch -f
 complete -c hutch -l home -r -a '(__fish_complete_directories)' -d 'home directory'
 """
@@ -200,9 +204,9 @@ def fish() -> str:
     """The script for fish."""
     lines = [_FISH.rstrip("\n")]
     for word, summary in _first_words():
-        lines.append(f"complete -c hutch -n 'test -z (__hutch_words)' -a {word} -d {_fish_text(summary)}")
+        lines.append(f"complete -c hutch -n '__hutch_only' -a {word} -d {_fish_text(summary)}")
     for noun in NOUNS:
-        at_noun = f"test (__hutch_words) = {noun}"
+        at_noun = f"__hutch_only {noun}"
         for verb, summary in _verbs(noun):
             lines.append(f"complete -c hutch -n '{at_noun}' -a {verb} -d {_fish_text(summary)}")
     for name, command in _spelled():

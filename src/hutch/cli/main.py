@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from hutch.cli.commands import COMMANDS, NOUNS, find
@@ -26,10 +27,7 @@ _VERSION = Option("-V --version", "", "show the version")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool with these arguments (default: the process's own) and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if stream is None:  # closed by the caller: Python could open it anew as something else
-            return RUNTIME_ERROR
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # they are text files here
+    _standard_streams()
     try:
         code = _dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -40,6 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _standard_streams() -> None:
+    """See that 0, 1 and 2 are open (or else the next file opened would be taken for one), and print anything."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(words: Sequence[str]) -> int:
@@ -116,7 +129,7 @@ def _run(command: Command, args: Arguments, home: str | None) -> int:
         if os.environ.get("HUTCH_DEBUG"):
             import traceback
 
-            traceback.print_exception(error)
+            traceback.print_exception(problem)
         if isinstance(error, (UsageError, BrokenPipeError)):
             raise error from None
         if isinstance(error, (HutchError, OSError)):
@@ -127,8 +140,8 @@ def _run(command: Command, args: Arguments, home: str | None) -> int:
 
 
 def _innermost(error: Exception) -> Exception:
-    """The one error inside the groups that task groups wrap it in."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+    """The first error inside the groups that task groups wrap it in."""
+    while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
 

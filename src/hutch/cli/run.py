@@ -40,9 +40,7 @@ async def run(session: Session, args: Arguments) -> int:
             await _start(box, remove=args.rm)
             output.line(box.id)
             return 0
-        connection = Connection(
-            session, tty=args.tty, stdin=args.interactive, timeout=args.timeout, end_in_time=True
-        )
+        connection = Connection(session, tty=args.tty, stdin=args.interactive, timeout=args.timeout, end_in_time=True)
         async with _cleared_away(box, connection, remove=args.rm):
             rows, cols = terminal.size(terminal.STDIN)
             return await connection.serve(

@@ -152,9 +152,7 @@ def parse_manifest(data: bytes, media_type: str = "") -> Index | Manifest:
     kind = _decode(data, _Kind, "manifest")
     said = kind.media_type or media_type
     if kind.schema_version == 1 or "distribution.manifest.v1" in said:
-        raise ImageError(
-            "the manifest has Docker's obsolete schema 1; push the image again with a current tool"
-        )
+        raise ImageError("the manifest has Docker's obsolete schema 1; push the image again with a current tool")
     if bytes(kind.layers) and bytes(kind.manifests):
         raise ImageError("the manifest is ambiguous: it has both layers and manifests")
     if said in INDEX_TYPES or (said not in MANIFEST_TYPES and bytes(kind.manifests)):
@@ -264,9 +262,7 @@ def verify(data: bytes, digest: str, what: str) -> None:
 
 def _check_manifest(manifest: Manifest) -> None:
     if manifest.config.media_type not in ("", *_CONFIG_TYPES):
-        raise ImageError(
-            f"this is an artifact with the config type {manifest.config.media_type[:100]!r}, not an image"
-        )
+        raise ImageError(f"this is an artifact with the config type {manifest.config.media_type[:100]!r}, not an image")
     if len(manifest.layers) > MAX_LAYERS:
         raise ImageError(f"the image has {len(manifest.layers)} layers; at most {MAX_LAYERS} are supported")
     _check_descriptor(manifest.config, "config")
@@ -275,9 +271,7 @@ def _check_manifest(manifest: Manifest) -> None:
     for layer in manifest.layers:
         _check_descriptor(layer, "layer")
         if _FOREIGN.search(layer.media_type) or layer.urls:
-            raise ImageError(
-                f"{layer.digest} is a foreign layer (kept outside the registry); these are refused"
-            )
+            raise ImageError(f"{layer.digest} is a foreign layer (kept outside the registry); these are refused")
         if layer.media_type not in _LAYER_TYPES:
             kind = layer.media_type[:100]
             raise ImageError(f"layer {layer.digest} has the unsupported media type {kind!r}")

@@ -234,8 +234,7 @@ def _subordinate_ids() -> Check:
         remedies.append("apt-get install -y uidmap")
     if min(ranges) < _SUBIDS:
         remedies.append(
-            f"usermod --add-subuids 524288-{524288 + _SUBIDS - 1} "
-            f"--add-subgids 524288-{524288 + _SUBIDS - 1} {user}"
+            f"usermod --add-subuids 524288-{524288 + _SUBIDS - 1} --add-subgids 524288-{524288 + _SUBIDS - 1} {user}"
         )
     found = f"{', '.join(lacks)} not installed" if lacks else "newuidmap and newgidmap"
     return Check(
@@ -281,7 +280,7 @@ def _cgroups() -> Check:
         status=Status.WARN if lacking else Status.OK,
         found=found + (f", {', '.join(lacking)} not" if lacking else ""),
         gives="limits of CPU, memory and processes",
-        remedy="systemd-run --user --scope -p Delegate=yes hutch …  (or run as root)" if lacking else "",
+        remedy="run as root, or under `systemd-run --user --scope -p Delegate=yes`" if lacking else "",
     )
 
 

@@ -105,6 +105,7 @@ class TarFiles:
         self._members: dict[str, Extent] = {}
         self._links: dict[str, str] = {}
         with open(fd, "rb", closefd=False) as file:
+            file.seek(0)
             try:
                 with tarfile.open(fileobj=_Frugal(file), mode="r:") as archive:  # type: ignore[call-overload]
                     for count, member in enumerate(archive):

@@ -52,7 +52,10 @@ async def opened(path: Path, tmp: Path, max_bytes: int) -> AsyncIterator[Bundle]
         files: Files = FolderFiles(path)
         source: Path | Extent = path
     else:
-        fd = await anyio.to_thread.run_sync(_plain, path, tmp, max_bytes)
+        try:
+            fd = await anyio.to_thread.run_sync(_plain, path, tmp, max_bytes)
+        except OSError as error:
+            raise ImageError(f"it cannot be read: {error.strerror}") from error
         source = Extent(fd, 0, os.fstat(fd).st_size)
         try:
             files = await anyio.to_thread.run_sync(TarFiles, fd)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +11,14 @@ import anyio
 
 from hutch.core import agentproto as proto
 from hutch.errors import (
-    ExecError,
     HutchError,
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
 )
 from hutch.runtime import logs
-from hutch.runtime.execution import COLLECT_LIMIT, DISCARD, Host, LocalExecution, check_size
+from hutch.runtime.checks import check_command, check_env, check_seconds, check_size
+from hutch.runtime.execution import COLLECT_LIMIT, DISCARD, Host, LocalExecution
 from hutch.runtime.files import BoxFiles
 from hutch.runtime.home import new_id
 from hutch.runtime.lives import MAIN
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from hutch.runtime.command import Command
     from hutch.runtime.runtime import LocalRuntime
     from hutch.types import BoxInfo, Result
-
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class LocalBox:
@@ -458,33 +455,6 @@ class LocalBox:
         if not self._counts_oom:
             return None
         return self._runtime.engine.usage(directory).oom_kills
-
-
-def check_command(command: tuple[str, ...]) -> None:
-    """Raise `InvalidArgumentError` for what cannot be an argument vector."""
-    if not command or not command[0]:
-        raise ExecError("no command was given", command=command, cause="command_not_found")
-    for argument in command:
-        if not isinstance(argument, str):
-            raise InvalidArgumentError(f"the argument {argument!r} is not a string; pass the words one by one")
-        if "\0" in argument:
-            raise InvalidArgumentError("an argument of a command cannot contain a NUL character")
-
-
-def check_env(env: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the environment. Raises `InvalidArgumentError` naming the variable that cannot be."""
-    for name, value in env.items():
-        if not name or "=" in name or "\0" in name:
-            raise InvalidArgumentError(f"{name!r} is not a name of an environment variable")
-        if not isinstance(value, str) or "\0" in value:
-            raise InvalidArgumentError(f"the environment variable {name} must be a string without NUL characters")
-    return env
-
-
-def check_seconds(what: str, value: float | None) -> None:
-    """Raise `InvalidArgumentError` for what cannot be a time span."""
-    if value is not None and (math.isnan(value) or value < 0):
-        raise InvalidArgumentError(f"{what} {value} is not a number of seconds")
 
 
 def _state(record: proto.ExecRecord) -> ExecState:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import fcntl
 import itertools
 import logging
 import os
@@ -82,10 +83,11 @@ class AgentChannel:
         self._requests: dict[int, asyncio.Future[proto.Answer]] = {}
         # What to do about answers whose callers have gone away.
         self._abandoned: dict[int, Callable[[], None]] = {}
+        # Far below 2^32, the width of the field, for any life of a connection.
         self._numbers = itertools.count(1)
         self._watchers: dict[str, Watcher] = {}
         # Requests for shared memory under way, and the descriptors that came in for them.
-        self._expected_fds = 0
+        self._windows: dict[int, Callable[[int, int], None]] = {}
         self._fds: list[int] = []
         self._on_closed = on_closed
         self.hello = proto.Hello(0, 0, False, 0.0)
@@ -130,7 +132,7 @@ class AgentChannel:
         """
         if self.closed:
             raise UpstreamUnavailableError("the connection to the box's agent is closed")
-        number = next(self._numbers) & 0xFFFFFFFF or next(self._numbers)
+        number = next(self._numbers)
         future: asyncio.Future[proto.Answer] = self._loop.create_future()
         self._requests[number] = future
         try:
@@ -154,27 +156,15 @@ class AgentChannel:
             raise _error(answer, command)
         return answer
 
-    async def shared_window(self, exec_id: str, stream: int) -> tuple[int, int]:
-        """Ask for a stream's window as shared memory; returns (descriptor, size), the caller owns the descriptor.
+    def request_window(self, exec_id: str, stream: int, take: Callable[[int, int], None]) -> None:
+        """Ask for a stream's window as shared memory.
 
-        Raises `UnsupportedError` or `FrameError` when what comes is not a sealed memory file of that size.
+        ``take`` is called with a descriptor that it owns and the size in bytes, before any event that relies on the
+        window; it is not called when the agent refuses: the bytes go on coming in frames then.
         """
-        self._expected_fds += 1
-        try:
-            answer = await self.request(
-                lambda req: proto.simple(proto.Request.SHM, req=req, exec_id=exec_id, stream=stream)
-            )
-        finally:
-            self._expected_fds -= 1
-        if not isinstance(answer, proto.ShmOk) or not self._fds:
-            raise FrameError("the agent promised shared memory but passed no descriptor")
-        fd = self._fds.pop(0)
-        try:
-            _check_window(fd, answer.window)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd, answer.window
+        number = next(self._numbers)
+        self._windows[number] = take
+        self.send(proto.simple(proto.Request.SHM, req=number, exec_id=exec_id, stream=stream))
 
     def send(self, data: bytes) -> None:
         """Queue bytes for the agent."""
@@ -253,7 +243,7 @@ class AgentChannel:
                 return
 
     def _receive(self) -> int:
-        if not self._expected_fds:
+        if not self._windows:
             return self._socket.recv_into(self._buffer)
         fds = array.array("i")
         size, ancillary, _, _ = self._socket.recvmsg_into(
@@ -273,6 +263,9 @@ class AgentChannel:
     def _dispatch(self, frame: Frame) -> None:
         answer = proto.decode_answer(frame)
         if answer is not None:
+            if (take := self._windows.pop(frame.req, None)) is not None:
+                self._take_window(answer, take)
+                return
             future = self._requests.get(frame.req)
             too_late = self._abandoned.pop(frame.req, None)
             if future is not None and not future.done():
@@ -283,6 +276,19 @@ class AgentChannel:
         watcher = self._watchers.get(frame.exec_id)
         if watcher is not None:
             watcher.on_event(proto.decode_event(frame))
+
+    def _take_window(self, answer: proto.Answer, take: Callable[[int, int], None]) -> None:
+        if isinstance(answer, proto.Failed):
+            return
+        if not isinstance(answer, proto.ShmOk) or not self._fds:
+            raise FrameError("the agent promised shared memory but passed no descriptor")
+        fd = self._fds.pop(0)
+        try:
+            _check_window(fd, answer.window)
+        except FrameError:
+            os.close(fd)
+            raise
+        take(fd, answer.window)
 
 
 def _error(answer: proto.Failed, command: tuple[str, ...]) -> HutchError:
@@ -295,8 +301,6 @@ def _error(answer: proto.Failed, command: tuple[str, ...]) -> HutchError:
 
 def _check_window(fd: int, window: int) -> None:
     # A memory file that its sender could shrink would kill the reader with SIGBUS.
-    import fcntl
-
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
     with contextlib.suppress(OSError):
         if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals and os.fstat(fd).st_size == window:

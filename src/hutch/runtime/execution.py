@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import mmap
-import os
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from hutch.core import agentproto as proto
-from hutch.core.credits import Credit
 from hutch.core.execstream import Ack, Chunk, Ended, ExecStream, Finished, Lost, Phase
 from hutch.core.execstream import Output as Effect
 from hutch.core.frames import FrameError
@@ -23,7 +19,10 @@ from hutch.errors import (
     NotFoundError,
     RuntimeClosedError,
 )
+from hutch.runtime.checks import check_seconds, check_size
 from hutch.runtime.outputs import Collector, Consumer, Discard, OutputStream, Pump
+from hutch.runtime.stdin import ExecStdin
+from hutch.runtime.windows import Windows
 from hutch.types import Result
 
 if TYPE_CHECKING:
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     from hutch.runtime.outputs import Output
 
 COLLECT_LIMIT = 64 << 20
-# A stream that has delivered this much is read from shared memory from then on.
-_SHARE_AFTER = 1 << 20
-_STDIN_CHUNK = 64 * 1024
 # What the agent takes from the starter of an execution before it grants more.
 _STARTER_CREDIT = 64 * 1024
 
@@ -67,78 +63,6 @@ class Host:
         self.forget = forget
 
 
-class ExecStdin:
-    """The standard input of an execution. Implements `hutch.sdk.base.Stdin`."""
-
-    def __init__(self, execution: LocalExecution, *, opened: bool) -> None:
-        self._execution = execution
-        self._credit = Credit()
-        self._more = anyio.Event()
-        self._order = anyio.Lock()
-        self._opened = opened
-        self._closed = not opened
-        self._begun = False
-
-    async def write(self, data: bytes) -> None:
-        """Send bytes, all and in order, waiting while the command does not read. Raises `InvalidStateError` after
-        `close`."""
-        self._execution.check_open()
-        if not self._opened:
-            raise InvalidStateError("the command was started without a standard input; pass stdin=True")
-        view = memoryview(data)
-        async with self._order:
-            if self._closed:
-                raise InvalidStateError("the standard input was closed")
-            while view and not self._credit.closed:
-                size = self._credit.draw(min(len(view), _STDIN_CHUNK))
-                if not size:
-                    self._more = anyio.Event()
-                    await self._more.wait()
-                    self._execution.check_open()
-                    continue
-                self._execution.send(proto.stdin(self._execution.id, bytes(view[:size])))
-                view = view[size:]
-
-    async def close(self) -> None:
-        """Send end of file. Idempotent."""
-        async with self._order:
-            if self._closed:
-                return
-            self._closed = True
-            self._execution.send(proto.stdin_eof(self._execution.id))
-
-    @property
-    def opened(self) -> bool:
-        """Whether the command was started with one."""
-        return self._opened
-
-    def begin(self, size: int) -> None:
-        """The credit that this connection starts with; it is told at each attach and counts once."""
-        if not self._begun:
-            self._begun = True
-            self.grant(size)
-
-    def restart(self) -> None:
-        """The connection is a new one: its credit is yet to be told."""
-        self._begun = False
-        self._credit.draw(self._credit.size)
-
-    def grant(self, size: int) -> None:
-        """The agent takes so many bytes more."""
-        self._credit.grant(size)
-        self._more.set()
-
-    @property
-    def released(self) -> bool:
-        """Whether the command does not read any more."""
-        return self._credit.closed
-
-    def release(self) -> None:
-        """The command does not read any more: whoever waits goes on, what comes is thrown away."""
-        self._credit.close()
-        self._more.set()
-
-
 class LocalExecution:
     """A running or finished command. Implements `hutch.sdk.base.Execution`."""
 
@@ -165,8 +89,7 @@ class LocalExecution:
         self._outputs: dict[int, Output] = {}
         # Streams that the agent was asked to send.
         self._watched: set[int] = set()
-        self._windows: dict[int, mmap.mmap | None] = {}
-        self._volume = dict.fromkeys(streams, 0)
+        self._windows = Windows(channel, exec_id)
         self._reaped = anyio.Event()
         self._done = anyio.Event()
         self._error: BaseException | None = None
@@ -196,8 +119,7 @@ class LocalExecution:
 
     async def wait(self, timeout: float | None = None) -> Result:
         """Wait for the end and for every byte to be delivered. See `hutch.sdk.base.Execution.wait`."""
-        if timeout is not None and (math.isnan(timeout) or timeout < 0):
-            raise InvalidArgumentError(f"timeout {timeout} is not a number of seconds")
+        check_seconds("timeout", timeout)
         self.check_open()
         if not self._done.is_set():
             self._claim_rest()
@@ -417,36 +339,13 @@ class LocalExecution:
         output = self._outputs.get(chunk.stream)
         if output is None:
             raise FrameError("the agent sent output that nobody asked for")
-        end = chunk.position + chunk.length
-        if chunk.data is not None:
-            output.feed(end, chunk.data)
-            self._volume[chunk.stream] += chunk.length
-            if self._volume[chunk.stream] >= _SHARE_AFTER:
-                self._share(chunk.stream, output)
+        if chunk.data is None:
+            for end, view in self._windows.pieces(chunk.stream, chunk.position, chunk.length):
+                output.feed(end, view)
             return
-        window = self._windows.get(chunk.stream)
-        if window is None:
-            raise FrameError("the agent announced shared output before the window was shared")
-        view = memoryview(window)
-        offset = chunk.position % len(window)
-        first = min(chunk.length, len(window) - offset)
-        output.feed(chunk.position + first, view[offset : offset + first])
-        if first < chunk.length:
-            output.feed(end, view[: chunk.length - first])
-
-    def _share(self, stream: int, output: Output) -> None:
-        if stream in self._windows or not self._channel.hello.shared_memory or not isinstance(output, Pump):
-            return
-        self._windows[stream] = None
-        self._host.spawn(self._map_window, stream)
-
-    async def _map_window(self, stream: int) -> None:
-        with contextlib.suppress(HutchError):  # without it the bytes go on coming in frames
-            fd, size = await self._channel.shared_window(self.id, stream)
-            try:
-                self._windows[stream] = mmap.mmap(fd, size, prot=mmap.PROT_READ)
-            finally:
-                os.close(fd)
+        output.feed(chunk.position + chunk.length, chunk.data)
+        if isinstance(output, Pump):
+            self._windows.count(chunk.stream, chunk.length)
 
     # Private methods: the end.
 
@@ -502,13 +401,10 @@ class LocalExecution:
     def _release(self) -> None:
         self._channel.unwatch(self.id, self)
         self.stdin.release()
-        for stream, output in self._outputs.items():
-            if not (self._done.is_set() or self._result is not None):
+        if self._result is None:
+            for output in self._outputs.values():
                 output.close()
-            window = self._windows.pop(stream, None)
-            if window is not None:
-                with contextlib.suppress(BufferError):  # a sink still holds a view; the map goes with it
-                    window.close()
+        self._windows.close()
         self._host.forget(self)
 
     def _collected(self, stream: int) -> bytes:
@@ -528,7 +424,8 @@ class LocalExecution:
             return
         if channel is not None:
             self._channel = channel
-            self._windows.clear()
+            self._windows.close()
+            self._windows = Windows(channel, self.id)
             channel.watch(self.id, self)
             self.stdin.restart()
             try:
@@ -555,9 +452,3 @@ class LocalExecution:
         # Nobody watches a stream, so nobody will deliver what was never received.
         for stream in self._streams:
             self._outputs.setdefault(stream, Discard(self._deliverer(stream)))
-
-
-def check_size(rows: int, cols: int) -> None:
-    """Raise `InvalidArgumentError` for a terminal size that cannot be."""
-    if not (1 <= rows <= 0xFFFF and 1 <= cols <= 0xFFFF):
-        raise InvalidArgumentError(f"terminal size {rows}x{cols} is not valid: rows and columns are 1 to 65535")

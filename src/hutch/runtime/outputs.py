@@ -199,8 +199,11 @@ class OutputStream:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         consumer: Consumer = await self._claim()
-        while (data := await consumer.next()) is not None:
-            yield data
+        try:
+            while (data := await consumer.next()) is not None:
+                yield data
+        finally:
+            consumer.close()  # a reader that leaves must not hold up the command
 
     async def read(self) -> bytes:
         """Return all that is left, up to end of file."""

@@ -9,7 +9,7 @@ import msgspec
 
 from hutch.core import ids
 from hutch.errors import InvalidArgumentError
-from hutch.runtime.box import DEFAULT_PATH, check_env
+from hutch.runtime.checks import check_env
 from hutch.types import BoxSpec, Isolation, Limits, Mount
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from hutch.types import ImageInfo
 
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MIN_MEMORY_MIB = 128
 MAX_MEMORY_MIB = 65536
 MAX_CPUS = 32

@@ -66,7 +66,7 @@ class ContainerEngine:
                 unenforced = tuple(name for name in unenforced if name != "pids")
             if plan.limits.disk_gb is not None:
                 unenforced += ("disk",)
-            text = configuration(plan, ids, group.doors(), pids=pids, disk=None)
+            text = configuration(plan, ids, group.doors(), pids=pids)
             with anyio.fail_after(START_SECONDS):
                 pid = await self._launch(plan.directory, group, text)
         except BaseException as error:

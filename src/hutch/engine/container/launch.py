@@ -29,7 +29,7 @@ MFD_EXEC = 0x10
 
 
 def configuration(
-    plan: BoxPlan, mapping: Mapping, doors: Iterable[Path], *, pids: int | None, disk: Path | None
+    plan: BoxPlan, mapping: Mapping, doors: Iterable[Path], *, pids: int | None
 ) -> bytes:
     """Return the launcher's configuration. ``doors``: control group files; ``pids``: a limit that no group enforces.
 
@@ -40,14 +40,12 @@ def configuration(
         ("hosts", f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {plan.hostname}\n"),
         ("resolv", ""),
         ("stage", str(plan.directory / "run")),
-        ("upper", "disk/upper" if disk else str(plan.directory / "upper")),
-        ("work", "disk/work" if disk else str(plan.directory / "work")),
+        ("upper", str(plan.directory / "upper")),
+        ("work", str(plan.directory / "work")),
         ("uid_map", mapping.uid_map),
         ("gid_map", mapping.gid_map),
         ("all_ids", "0" if mapping.single else "1"),
     ]
-    if disk is not None:
-        records.append(("disk", str(disk)))
     if mapping.outer_uid is not None and mapping.outer_gid is not None:
         records += [("outer_uid", mapping.outer_uid), ("outer_gid", mapping.outer_gid)]
     if pids is not None:

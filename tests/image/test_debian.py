@@ -1,0 +1,103 @@
+"""A real Debian, file by file against umoci."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hutch.image import ImageStore
+
+if TYPE_CHECKING:
+    from tests.registry import DockerRegistry
+
+    from hutch.image import RegistryConfig
+
+pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
+
+CACHE = Path("~/.cache/hutch-tests/debian").expanduser()
+
+
+@pytest.fixture
+async def layout() -> Path:
+    """An OCI layout with a minimal Debian, made once for all runs."""
+    if shutil.which("mmdebstrap") is None:
+        pytest.skip("needs mmdebstrap")
+    layout = CACHE / "oci"
+    if not (layout / "done").exists():
+        shutil.rmtree(CACHE, ignore_errors=True)
+        store = ImageStore(CACHE / "store")
+        info = await store.bootstrap(reference="debian:test")
+        (rootfs,) = store.layer_paths(info)
+        for words in (
+            ("init", "--layout", "oci"),
+            ("new", "--image", "oci:debian"),
+            ("insert", "--image", "oci:debian", str(rootfs), "/"),
+            ("insert", "--image", "oci:debian", "--whiteout", "/etc/issue"),
+        ):
+            subprocess.run(["umoci", *words], check=True, cwd=CACHE, capture_output=True)
+        (layout / "done").touch()
+    return layout
+
+
+def listing(root: Path) -> dict[str, tuple[Any, ...]]:
+    """Type, mode, owner, times, links, content and attributes of everything below a folder."""
+    found: dict[str, tuple[Any, ...]] = {}
+    inodes: dict[int, str] = {}
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(folders + files):
+            path = Path(folder, name)
+            status = path.lstat()
+            relative = str(path.relative_to(root))
+            content: object = None
+            first = relative
+            if stat.S_ISREG(status.st_mode):
+                content = path.read_bytes()
+                first = inodes.setdefault(status.st_ino, relative)
+            elif stat.S_ISLNK(status.st_mode):
+                content = os.readlink(path)
+            attributes = {
+                key: os.getxattr(path, key, follow_symlinks=False) for key in os.listxattr(path, follow_symlinks=False)
+            }
+            mtime = None if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns // 10**9
+            found[relative] = (
+                status.st_mode,
+                status.st_uid,
+                status.st_gid,
+                status.st_rdev,
+                mtime,
+                first,
+                content,
+                attributes,
+            )
+    return found
+
+
+async def test_pulled_debian_is_what_umoci_unpacks(
+    registry: DockerRegistry, layout: Path, tmp_path: Path, config: RegistryConfig
+) -> None:
+    target = f"docker://{registry.host}/debian:v1"
+    subprocess.run(
+        ["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:debian", target],
+        check=True,
+        capture_output=True,
+    )
+    store = ImageStore(tmp_path / "images", config=config)
+    info = await store.pull(f"{registry.host}/debian:v1")
+    top, bottom = store.layer_paths(info)
+    assert stat.S_ISCHR((top / "etc/issue").lstat().st_mode)
+    subprocess.run(
+        ["umoci", "unpack", "--image", f"{layout}:debian", str(tmp_path / "bundle")], check=True, capture_output=True
+    )
+    theirs = listing(tmp_path / "bundle/rootfs")
+    ours = listing(bottom)
+    assert len(ours) > 5000
+    del ours["etc/issue"]
+    assert sorted(ours) == sorted(theirs)
+    assert [name for name in ours if ours[name] != theirs[name]] == []

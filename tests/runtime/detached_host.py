@@ -1,0 +1,48 @@
+"""A host process for the tests to kill: starts a detached box and a command in it, and passes on what the command writes.
+
+    python detached_host.py HOME IMAGE COMMAND…
+
+The first line on standard output is "<box id> <execution id>"; the rest is the command's standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import anyio
+import anyio.to_thread
+
+import hutch
+
+
+def put(data: bytes) -> None:
+    """Write all to standard output; blocks like any pipe."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]
+
+
+class Out:
+    """Standard output as a sink with a blocking ``write``."""
+
+    def write(self, data: bytes) -> None:
+        put(data)
+
+
+async def main(home: str, image: str, *command: str) -> None:
+    """See the module."""
+    async with hutch.Runtime.local(home) as runtime:
+        box = await runtime.create(image, detach=True)
+        await box.start()
+        execution = await box.exec(*command)
+        put(f"{box.id} {execution.id}\n".encode())
+        out = Out()
+        async for chunk in execution.stdout:
+            await anyio.to_thread.run_sync(out.write, chunk)
+        await execution.wait()
+        await anyio.sleep_forever()
+
+
+if __name__ == "__main__":
+    anyio.run(main, *sys.argv[1:])
