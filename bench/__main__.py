@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from bench.stage import Plan, Stage
 
 _CASES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
+    "pull": pulls.measure,
     "exec": commands.measure,
     "create": starts.measure,
     "throughput": streams.measure,
     "density": density.measure,
-    "pull": pulls.measure,
     "start-up": tool.measure,
     "files": copies.measure,
     "records": records.measure,

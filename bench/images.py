@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SUITE = "bookworm"
 _TAG = "1"
+VARIANTS = 5
+"""Images of the same Debian that differ in one file, and so share no layer: each can be fetched once more by everybody."""
 _READY_SECONDS = 10.0
 
 
@@ -30,12 +32,12 @@ def cache() -> Path:
 
 def busybox() -> Path:
     """Return the layout of the busybox image (about 1 MB)."""
-    return _cached("busybox", _fill_busybox)
+    return _cached("busybox", _fill_busybox, 1)
 
 
 def debian() -> Path:
-    """Return the layout of a minimal Debian in one layer (about 60 MB)."""
-    return _cached("debian", _fill_debian)
+    """Return the layout of a minimal Debian in one layer (about 60 MB), in `VARIANTS` variants."""
+    return _cached("debian", _fill_debian, VARIANTS)
 
 
 def rootfs(layout: Path, folder: Path) -> Path:
@@ -75,14 +77,14 @@ class Registry:
     def __init__(self, address: str) -> None:
         self.address = address
 
-    def push(self, layout: Path) -> str:
-        """Publish a layout and return its reference."""
-        reference = f"{self.address}/{layout.name}:{_TAG}"
-        call(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:{_TAG}", f"docker://{reference}"])
+    def push(self, layout: Path, tag: str = _TAG) -> str:
+        """Publish an image of a layout and return its reference."""
+        reference = f"{self.address}/{layout.name}:{tag}"
+        call(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:{tag}", f"docker://{reference}"])
         return reference
 
 
-def _cached(name: str, fill: Callable[[Path], None]) -> Path:
+def _cached(name: str, fill: Callable[[Path], None], variants: int) -> Path:
     path = cache() / name
     if path.exists():
         return path
@@ -92,13 +94,20 @@ def _cached(name: str, fill: Callable[[Path], None]) -> Path:
         tree.mkdir()
         fill(tree)
         call(["umoci", "init", "--layout", str(layout)])
-        call(["umoci", "new", "--image", f"{layout}:{_TAG}"])
-        call(["umoci", "insert", "--image", f"{layout}:{_TAG}", str(tree), "/"])
-        path_variable = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-        call(["umoci", "config", "--image", f"{layout}:{_TAG}", "--config.env", path_variable, "--config.cmd", "sh"])
+        for number in range(1, variants + 1):
+            (tree / "etc/variant").write_text(f"{number}\n")
+            _add_image(layout, str(number), tree)
         call(["umoci", "gc", "--layout", str(layout)])
         layout.rename(path)
     return path
+
+
+def _add_image(layout: Path, tag: str, tree: Path) -> None:
+    image = ["--image", f"{layout}:{tag}"]
+    call(["umoci", "new", *image])
+    call(["umoci", "insert", *image, str(tree), "/"])
+    path_variable = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    call(["umoci", "config", *image, "--config.env", path_variable, "--config.cmd", "sh"])
 
 
 def _fill_busybox(tree: Path) -> None:

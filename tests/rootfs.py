@@ -9,16 +9,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+# fmt: off
 APPLETS = (
-    "[ ash awk base64 cat chmod chown cp cut dd df du echo env expr false find free grep head hostname id ifconfig ip kill ln ls md5sum "
-    "mkdir mkfifo mknod mount mv nc nproc od printf ps pwd readlink realpath rm rmdir sed seq sh sha256sum sleep sort stat stty tail tar tee test "
-    "touch tr true tty umount uname uniq unlink wc which whoami xargs yes"
-).split()
-
-PASSWD = (
-    "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+    "[", "ash", "awk", "base64", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "du", "echo", "env",
+    "expr", "false", "find", "free", "grep", "head", "hostname", "id", "ifconfig", "ip", "kill", "ln", "ls",
+    "md5sum", "mkdir", "mkfifo", "mknod", "mount", "mv", "nc", "nproc", "od", "printf", "ps", "pwd", "readlink",
+    "realpath", "rm", "rmdir", "sed", "seq", "sh", "sha256sum", "sleep", "sort", "stat", "stty", "tail", "tar",
+    "tee", "test", "touch", "tr", "true", "tty", "umount", "uname", "uniq", "unlink", "wc", "which", "whoami",
+    "xargs", "yes",
 )
-GROUP = "root:x:0:\nuser:x:1000:\nstaff:x:50:user\nnogroup:x:65534:\n"
+# fmt: on
+
+PASSWD = """\
+root:x:0:0:root:/root:/bin/sh
+user:x:1000:1000:user:/home/user:/bin/sh
+nobody:x:65534:65534:nobody:/:/bin/false
+"""
+GROUP = """\
+root:x:0:
+user:x:1000:
+staff:x:50:user
+nogroup:x:65534:
+"""
 
 
 def build(directory: Path) -> Path:

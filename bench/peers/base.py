@@ -56,7 +56,7 @@ class Puller(Protocol):
     name: str
 
     def pull(self, reference: str) -> float:
-        """Fetch and unpack an image that is not there; returns the seconds. Removes it again, not in the time."""
+        """Fetch and unpack an image that is not there, and leave it; returns the seconds."""
 
 
 class Copier(Protocol):

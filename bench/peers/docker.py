@@ -94,9 +94,7 @@ class Docker:
 
     def pull(self, reference: str) -> float:
         """See `Puller.pull`."""
-        elapsed = timed(lambda: call([*self._tool(), "pull", "-q", reference]))
-        call([*self._tool(), "rmi", "-f", reference])
-        return elapsed
+        return timed(lambda: call([*self._tool(), "pull", "-q", reference]))
 
     def put(self, path: Path) -> float:
         """See `Copier.put`."""

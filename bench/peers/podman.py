@@ -71,9 +71,7 @@ class Podman:
 
     def pull(self, reference: str) -> float:
         """See `Puller.pull`."""
-        elapsed = timed(lambda: call([*self._tool(), "pull", "-q", "--tls-verify=false", reference]))
-        call([*self._tool(), "rmi", "-f", reference])
-        return elapsed
+        return timed(lambda: call([*self._tool(), "pull", "-q", "--tls-verify=false", reference]))
 
     def put(self, path: Path) -> float:
         """See `Copier.put`."""

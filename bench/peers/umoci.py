@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from typing import TYPE_CHECKING
@@ -19,18 +20,17 @@ class SkopeoUmoci:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._numbers = itertools.count()
 
     def pull(self, reference: str) -> float:
         """See `Puller.pull`."""
         for tool in ("skopeo", "umoci"):
             if shutil.which(tool) is None:
                 raise PeerError(f"{tool} is not installed")
-        self._folder.mkdir(parents=True)
-        layout, bundle = f"{self._folder / 'layout'}:1", str(self._folder / "bundle")
-        try:
-            began = time.perf_counter()
-            call(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{reference}", f"oci:{layout}"])
-            call(["umoci", "unpack", "--image", layout, bundle])
-            return time.perf_counter() - began
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        folder = self._folder / str(next(self._numbers))
+        folder.mkdir(parents=True)
+        layout, bundle = f"{folder / 'layout'}:1", str(folder / "bundle")
+        began = time.perf_counter()
+        call(["skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{reference}", f"oci:{layout}"])
+        call(["umoci", "unpack", "--image", layout, bundle])
+        return time.perf_counter() - began

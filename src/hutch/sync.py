@@ -186,7 +186,7 @@ class Files:
         return self._portal.call(functools.partial(self._wrapped.list, path))
 
     def stat(self, path: str) -> FileInfo:
-        """Describe one file. Raises `NotFoundError`."""
+        """Describe one file; of a symlink, the link itself. Raises `NotFoundError`."""
         return self._portal.call(functools.partial(self._wrapped.stat, path))
 
 
@@ -270,6 +270,10 @@ class Box:
     def kill(self, signum: int = 9) -> None:
         """Send a signal to the main command; SIGKILL ends the whole box. Raises `InvalidStateError` when it does not"""
         return self._portal.call(functools.partial(self._wrapped.kill, signum))
+
+    def detach(self) -> None:
+        """Let the box go on when the runtime that made it is closed."""
+        return self._portal.call(functools.partial(self._wrapped.detach))
 
     def remove(self, *, force: bool = False) -> None:
         """Remove the box and all that it held. A running box needs ``force``."""
@@ -568,7 +572,7 @@ class Runtime:
         return self._portal.call(functools.partial(self._wrapped.info))
 
     def close(self) -> None:
-        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything."""
+        """Stop the boxes that this runtime made and that are not detached, end all waits, release everything."""
         return self._portal.call(functools.partial(self._wrapped.close))
 
     def __enter__(self) -> Self:

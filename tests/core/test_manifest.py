@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -275,11 +276,7 @@ keys = st.sampled_from(["schemaVersion", "mediaType", "config", "layers", "manif
 def test_anything_is_understood_or_refused(document: dict[str, Any]) -> None:
     data = json.dumps(document).encode()
     for read, kinds in ((parse_manifest, (Index, Manifest)), (parse_index, Index)):
-        try:
+        with suppress(ImageError):
             assert isinstance(read(data), kinds)
-        except ImageError:
-            pass
-    try:
+    with suppress(ImageError):
         assert isinstance(parse_config(data, 1), Config)
-    except ImageError:
-        pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import socket
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +13,7 @@ from hutch.engine.base import BoxPlan, Lower, MountPlan, Started
 from hutch.types import Limits
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
@@ -74,9 +74,7 @@ def _execute(connection: socket.socket, argv: Sequence[str], user: str, deadline
     written = {1: b"", 2: b""}
     open_streams = {1, 2}
     status: int | None = None
-    connection.sendall(
-        agentproto.start(name, argv, req=1, env=ENVIRONMENT, user=user, watch=True)
-    )
+    connection.sendall(agentproto.start(name, argv, req=1, env=ENVIRONMENT, user=user, watch=True))
     for frame in received(connection):
         assert time.monotonic() < deadline
         answer = agentproto.decode_answer(frame)

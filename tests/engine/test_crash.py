@@ -1,4 +1,5 @@
-"""Nothing survives a host process that is killed in the middle of a start, but for what a later `kill` finds and removes."""
+"""Nothing survives a host process that is killed in the middle of a start, but for what a later `kill` finds and
+removes."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def test_sigkill_in_the_middle(rootfs: Path, tmp_path: Path, milliseconds: float
     assert _wait(lambda: not _members(box_plan.box_id))
     assert not list(Path("/sys/fs/cgroup").glob(f"*/hutch/{box_plan.box_id}"))
     run = box_plan.directory / "run"
-    assert not run.exists() or [name for name in os.listdir(run) if not name.startswith(".")] == []
+    assert not run.exists() or [path for path in run.iterdir() if not path.name.startswith(".")] == []
 
 
 def test_a_box_outlives_its_creator(rootfs: Path, tmp_path: Path) -> None:
@@ -84,10 +85,12 @@ def test_a_box_outlives_its_creator(rootfs: Path, tmp_path: Path) -> None:
         observed = engine.observe(box_plan.directory)
         assert observed.running and observed.pid is not None
         assert str(box_plan.directory) not in Path("/proc/self/mounts").read_text()
-        descriptors = {os.readlink(link) for link in Path(f"/proc/{observed.pid}/fd").iterdir()}
+        descriptors = {str(link.readlink()) for link in Path(f"/proc/{observed.pid}/fd").iterdir()}
         ours = {str(box_plan.directory / name) for name in ("main.log.0", "main.log.1", "exit")}
         foreign = {
-            name for name in descriptors - ours if not name.startswith(("anon_inode:", "socket:")) and name != "/dev/null"
+            name
+            for name in descriptors - ours
+            if not name.startswith(("anon_inode:", "socket:")) and name != "/dev/null"
         }
         assert foreign == set()
     finally:

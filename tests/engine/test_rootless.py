@@ -19,7 +19,8 @@ USER = "hutch-test"
 
 @pytest.fixture(scope="module")
 def command() -> list[str]:
-    """A Python, with this environment's packages, that the ordinary user can run (the one of this environment may be root's alone)."""
+    """A Python, with this environment's packages, that the ordinary user can run (the one of this environment may be
+    root's alone)."""
     subprocess.run([ROOT / "scripts/test-user.sh"], check=True)
     packages = os.pathsep.join([str(ROOT / "src"), str(ROOT), *(path for path in sys.path if "site-packages" in path)])
     home = pwd.getpwnam(USER).pw_dir

@@ -244,6 +244,14 @@ static int try_realtime(void)
     long result = syscall(SYS_sched_setscheduler, 0, SCHED_FIFO, &parameters);
     return done(result);
 }
+/* A core limit of 0 lets the kernel pipe a dump into the host's core handler; 1 does not. */
+static int try_core_limit(void)
+{
+    struct rlimit none = {0, 0}, now;
+    if (setrlimit(RLIMIT_CORE, &none) < 0 || getrlimit(RLIMIT_CORE, &now) < 0)
+        return refused();
+    return now.rlim_cur == 0 ? 0 : (puts("refused: no effect"), 1);
+}
 static int try_effective_root(void) { return geteuid() == 0 ? 0 : (puts("not root"), 1); }
 
 static int terminal_ioctl(unsigned long request, void *value)
@@ -399,7 +407,7 @@ static const struct {
     ATTEMPT(content), ATTEMPT(mknod), ATTEMPT(handle), ATTEMPT(add_key), ATTEMPT(keyctl), ATTEMPT(bpf), ATTEMPT(userfaultfd),
     ATTEMPT(perf), ATTEMPT(io_uring), ATTEMPT(fanotify), ATTEMPT(kexec), ATTEMPT(init_module), ATTEMPT(finit_module), ATTEMPT(reboot),
     ATTEMPT(swapon), ATTEMPT(acct), ATTEMPT(quotactl), ATTEMPT(clock), ATTEMPT(syslog), ATTEMPT(ioperm), ATTEMPT(hostname),
-    ATTEMPT(personality), ATTEMPT(capset), ATTEMPT(nice), ATTEMPT(realtime), ATTEMPT(effective_root), ATTEMPT(tiocsti),
+    ATTEMPT(personality), ATTEMPT(capset), ATTEMPT(nice), ATTEMPT(realtime), ATTEMPT(core_limit), ATTEMPT(effective_root), ATTEMPT(tiocsti),
     ATTEMPT(tiocsti_high), ATTEMPT(line_discipline), ATTEMPT(packet_socket), ATTEMPT(vsock), ATTEMPT(alg), ATTEMPT(netlink_generic),
     ATTEMPT(netlink_uevent), ATTEMPT(abstract), ATTEMPT(unix), ATTEMPT(loopback), ATTEMPT(shared_segment), ATTEMPT(chroot),
     ATTEMPT(int80), ATTEMPT(x32), ATTEMPT(overwrite), ATTEMPT(processes), ATTEMPT(descriptors), ATTEMPT(inodes),

@@ -1,4 +1,5 @@
-"""Hostile attempts, each made twice: on the host, where it works (the control: the attempt is real), and in a box, where it must not.
+"""Hostile attempts, each made twice: on the host, where it works (the control: the attempt is real), and in a box,
+where it must not.
 
 The attempts are subcommands of `probe.c`. A control that changes nothing on the host is part of each.
 """
@@ -45,9 +46,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def box(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[boxes.Box]:
     """One box in which the attempts are made."""
     engine = ContainerEngine()
-    plan = boxes.plan(
-        tmp_path_factory.mktemp("boxes") / "box", image, limits=Limits(pids=200, memory_mib=256)
-    )
+    plan = boxes.plan(tmp_path_factory.mktemp("boxes") / "box", image, limits=Limits(pids=200, memory_mib=256))
     started = anyio.run(engine.start, plan)
     try:
         yield boxes.Box(plan.directory, plan, started, engine)
@@ -76,11 +75,16 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+# fmt: off
 CALLS = (
-    "mount fsopen open_tree remount umount pivot_root cgroup_mount unshare_mount unshare_user setns clone_user clone3_user handle add_key "
-    "keyctl bpf userfaultfd perf io_uring fanotify kexec init_module finit_module reboot swapon acct quotactl clock syslog ioperm hostname "
-    "personality capset nice realtime tiocsti tiocsti_high line_discipline packet_socket vsock alg netlink_generic netlink_uevent mknod x32"
-).split()
+    "mount", "fsopen", "open_tree", "remount", "umount", "pivot_root", "cgroup_mount", "unshare_mount",
+    "unshare_user", "setns", "clone_user", "clone3_user", "handle", "add_key", "keyctl", "bpf", "userfaultfd",
+    "perf", "io_uring", "fanotify", "kexec", "init_module", "finit_module", "reboot", "swapon", "acct", "quotactl",
+    "clock", "syslog", "ioperm", "hostname", "personality", "capset", "nice", "realtime", "tiocsti", "tiocsti_high",
+    "line_discipline", "packet_socket", "vsock", "alg", "netlink_generic", "netlink_uevent", "mknod", "x32",
+    "core_limit",
+)
+# fmt: on
 
 
 @pytest.mark.parametrize("attempt", CALLS)
@@ -99,13 +103,16 @@ def test_32_bit_calls_end_the_process(box: boxes.Box, image: Path) -> None:
     assert in_box(box, "int80").status == -31  # SIGSYS
 
 
-PROCESS = "ptrace proc_mem proc_maps proc_environ proc_root proc_cwd proc_exe proc_fd proc_ns vm_read pidfd_getfd".split()
+# fmt: off
+PROCESS = (
+    "ptrace", "proc_mem", "proc_maps", "proc_environ", "proc_root", "proc_cwd", "proc_exe", "proc_fd", "proc_ns",
+    "vm_read", "pidfd_getfd",
+)
+# fmt: on
 
 
 @pytest.mark.parametrize("attempt", PROCESS)
-def test_pid_1_is_out_of_reach(
-    box: boxes.Box, image: Path, bystander: subprocess.Popen[bytes], attempt: str
-) -> None:
+def test_pid_1_is_out_of_reach(box: boxes.Box, image: Path, bystander: subprocess.Popen[bytes], attempt: str) -> None:
     assert on_host(image, attempt, str(bystander.pid)).status == 0
     inside = in_box(box, attempt, "1")
     assert inside.status == 1 and "refused" in inside.out, inside
@@ -117,9 +124,7 @@ def test_pid_1_does_not_die(box: boxes.Box) -> None:
     assert anyio.run(box.sh, "echo alive").out == "alive\n"
 
 
-def test_host_processes_cannot_be_signalled(
-    box: boxes.Box, image: Path, bystander: subprocess.Popen[bytes]
-) -> None:
+def test_host_processes_cannot_be_signalled(box: boxes.Box, image: Path, bystander: subprocess.Popen[bytes]) -> None:
     assert on_host(image, "signal", str(bystander.pid)).status == 0
     assert in_box(box, "signal", str(bystander.pid)).status == 1
     listing = anyio.run(box.sh, "ls -d /proc/[0-9]*").out.split()
@@ -257,7 +262,8 @@ def test_chroot_leads_nowhere(box: boxes.Box, image: Path, tmp_path: Path) -> No
 
 
 def test_the_agent_program_cannot_be_overwritten(box: boxes.Box, image: Path, tmp_path: Path) -> None:
-    """A command line of /proc/self/exe makes the agent's child run the host's program; a second process goes for its file."""
+    """A command line of /proc/self/exe makes the agent's child run the host's program; a second process goes for its
+    file."""
     copy = tmp_path / "sleep"
     copy.write_bytes((image / "bin/busybox").read_bytes())
     copy.chmod(0o755)
@@ -286,7 +292,10 @@ def test_the_agent_program_cannot_be_overwritten(box: boxes.Box, image: Path, tm
     output = anyio.run(attack)
     assert output.status == 1 and "refused" in output.out, output
     assert agent_path().read_bytes() == before
-    assert os.pread(sealed_agent(agent_path()), len(before) + 1, 0) == before
+    program = sealed_agent(agent_path())
+    assert os.pread(program, len(before) + 1, 0) == before
+    with pytest.raises(PermissionError):
+        os.pwrite(program, b"x", 0)
 
 
 def test_fork_bomb(image: Path, tmp_path: Path) -> None:
@@ -330,6 +339,9 @@ def test_files_in_memory_run_out(box: boxes.Box, image: Path) -> None:
     anyio.run(box.sh, "rm -f /dev/shm/big /dev/probe-*; : > /etc/hosts")
 
 
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
 def test_privileges_of_a_command(box: boxes.Box) -> None:
     status = anyio.run(box.sh, "cat /proc/self/status").out
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -337,6 +349,8 @@ def test_privileges_of_a_command(box: boxes.Box) -> None:
     assert fields["Seccomp"] == "2"
     assert int(fields["CapBnd"], 16) == int(fields["CapEff"], 16) == 0x00000000A80425FB
     assert int(fields["CapAmb"], 16) == int(fields["CapInh"], 16) == 0
-    namespaces = anyio.run(box.sh, "cd /proc/self/ns && for n in cgroup ipc mnt net pid time user uts; do readlink $n; done").out
-    ours = [os.readlink(f"/proc/self/ns/{name}") for name in "cgroup ipc mnt net pid time user uts".split()]
+    namespaces = anyio.run(
+        box.sh, "cd /proc/self/ns && for n in cgroup ipc mnt net pid time user uts; do readlink $n; done"
+    ).out
+    ours = [str(Path(f"/proc/self/ns/{name}").readlink()) for name in NAMESPACES]
     assert len(namespaces.split()) == 8 and not set(namespaces.split()) & set(ours)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from hutch.image import ImageStore
@@ -40,7 +40,7 @@ async def layout() -> Path:
             ("insert", "--image", "oci:debian", str(rootfs), "/"),
             ("insert", "--image", "oci:debian", "--whiteout", "/etc/issue"),
         ):
-            subprocess.run(["umoci", *words], check=True, cwd=CACHE, capture_output=True)
+            await anyio.run_process(["umoci", *words], cwd=CACHE)
         (layout / "done").touch()
     return layout
 
@@ -61,10 +61,9 @@ def listing(root: Path) -> dict[str, tuple[Any, ...]]:
                 content = path.read_bytes()
                 first = inodes.setdefault(status.st_ino, relative)
             elif stat.S_ISLNK(status.st_mode):
-                content = os.readlink(path)
-            attributes = {
-                key: os.getxattr(path, key, follow_symlinks=False) for key in os.listxattr(path, follow_symlinks=False)
-            }
+                content = path.readlink()
+            names = os.listxattr(path, follow_symlinks=False)
+            attributes = {key: os.getxattr(path, key, follow_symlinks=False) for key in names}
             mtime = None if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns // 10**9
             found[relative] = (
                 status.st_mode,
@@ -83,18 +82,12 @@ async def test_pulled_debian_is_what_umoci_unpacks(
     registry: DockerRegistry, layout: Path, tmp_path: Path, config: RegistryConfig
 ) -> None:
     target = f"docker://{registry.host}/debian:v1"
-    subprocess.run(
-        ["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:debian", target],
-        check=True,
-        capture_output=True,
-    )
+    await anyio.run_process(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:debian", target])
     store = ImageStore(tmp_path / "images", config=config)
     info = await store.pull(f"{registry.host}/debian:v1")
     top, bottom = store.layer_paths(info)
     assert stat.S_ISCHR((top / "etc/issue").lstat().st_mode)
-    subprocess.run(
-        ["umoci", "unpack", "--image", f"{layout}:debian", str(tmp_path / "bundle")], check=True, capture_output=True
-    )
+    await anyio.run_process(["umoci", "unpack", "--image", f"{layout}:debian", str(tmp_path / "bundle")])
     theirs = listing(tmp_path / "bundle/rootfs")
     ours = listing(bottom)
     assert len(ours) > 5000

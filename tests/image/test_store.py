@@ -136,7 +136,7 @@ async def test_pruning_spares_what_a_pull_counts_on(
         group.start_soon(store.pull, f"{hostile.host}/app:v1")
         lower = tmp_path / "images/layers" / small.diff_ids[0][7:]
         with anyio.fail_after(10):
-            while not (waiting and lower.exists()):
+            while not (waiting and lower.exists()):  # noqa: ASYNC110 - nothing tells of a new folder
                 await anyio.sleep(0.01)
             assert await store.prune(all=True) == 0
         go.set()
@@ -182,7 +182,8 @@ async def test_sudden_death(
 
     hostile.rules[digest(blob)] = half
     images = tmp_path / "images"
-    process = subprocess.Popen([sys.executable, "-c", PULL, str(images), f"{hostile.host}/app:v1"])
+    command = [sys.executable, "-c", PULL, str(images), f"{hostile.host}/app:v1"]
+    process = subprocess.Popen(command)  # noqa: ASYNC220 - it returns at once
     try:
         with anyio.fail_after(20):
             while not list(images.glob("tmp/*/fs/data")) or len(list(images.glob("layers/*"))) < 2:

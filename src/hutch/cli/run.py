@@ -33,9 +33,7 @@ async def run(session: Session, args: Arguments) -> int:
     if not args.detach:
         _check_terminal(args.tty)
     async with session.runtime() as runtime:
-        # What the detach keys leave must outlive this process.
-        keep = args.detach or (args.tty and args.interactive)
-        box = await _create(runtime, args, tuple(args.command), detach=keep)
+        box = await _create(runtime, args, tuple(args.command), detach=args.detach)
         if args.detach:
             await _start(box, remove=args.rm)
             output.line(box.id)
@@ -110,18 +108,19 @@ async def _cleared_away(box: Box, connection: Connection, *, remove: bool) -> As
         yield
         finished = True
     finally:
-        if not connection.detached:
-            with (
-                anyio.CancelScope(shield=True),
-                anyio.move_on_after(_CLEAR_SECONDS),
-                contextlib.suppress(NotFoundError),
-            ):
-                if remove:
-                    await box.remove(force=True)
-                elif finished:
-                    await box.wait()
-                else:
-                    await box.stop(timeout=2)
+        with (
+            anyio.CancelScope(shield=True),
+            anyio.move_on_after(_CLEAR_SECONDS),
+            contextlib.suppress(NotFoundError),
+        ):
+            if connection.detached:
+                await box.detach()
+            elif remove:
+                await box.remove(force=True)
+            elif finished:
+                await box.wait()
+            else:
+                await box.stop(timeout=2)
 
 
 async def _start(box: Box, *, remove: bool) -> None:

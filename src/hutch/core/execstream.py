@@ -104,8 +104,12 @@ class ExecStream:
         flow.received = flow.delivered = flow.acked = position
 
     def positions(self, streams: Iterable[int]) -> dict[int, int]:
-        """Where to attach (again): the next byte of each stream that has not ended."""
-        return {s: self._flows[s].received for s in streams if s in self._flows and not self._flows[s].ended}
+        """Where to attach (again): behind what was delivered, in each stream that has not ended.
+
+        What was received but not delivered comes twice, and is skipped: the agent must keep it as long as a sink may
+        still read it from the shared window.
+        """
+        return {s: self._flows[s].delivered for s in streams if s in self._flows and not self._flows[s].ended}
 
     def receive(self, event: StreamEvent) -> list[Output]:
         """Take what the agent reported. Raises `FrameError` for what breaks the protocol (a hole, a chunk after the

@@ -1,7 +1,7 @@
 """Control groups: version 2 where its controllers are ours, else version 1 hierarchy by hierarchy, else none.
 
-A box has one group, ``hutch/<box id>``, in each hierarchy that has one of the controllers we use. What cannot be enforced is named,
-not hidden. Files and meanings: the kernel's admin-guide/cgroup-v2.rst and admin-guide/cgroup-v1/.
+A box has one group, ``hutch/<box id>``, in each hierarchy that has one of the controllers we use. What cannot be
+enforced is named, not hidden. Files and meanings: the kernel's admin-guide/cgroup-v2.rst and admin-guide/cgroup-v1/.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ class Group(msgspec.Struct, frozen=True):
         return None
 
     def create(self, limits: Limits) -> tuple[str, ...]:
-        """Make the groups and set the limits. Returns the names of the limits that are asked for and not enforceable here.
+        """Make the groups and set the limits. Returns the names of the limits that are asked for and not enforceable
+        here.
 
         Raises `EngineError`; the caller removes then what was made.
         """
@@ -220,7 +221,8 @@ class Group(msgspec.Struct, frozen=True):
         return member is not None and _write(member.path / "pids.max", pids)
 
     def _limit_devices(self) -> None:
-        """A second lock behind the user namespace, in which no device can be made anyway; version 2 has no files for it."""
+        """A second lock behind the user namespace, in which no device can be made anyway; version 2 has no files for
+        it."""
         member = self._at("devices")
         if member is None or member.version == 2:
             return
@@ -229,11 +231,9 @@ class Group(msgspec.Struct, frozen=True):
                 _write(member.path / "devices.allow", f"c {device} rw")
 
     def doors(self) -> tuple[Path, ...]:
-        """Return the files into which a single-threaded process writes "0" to join. (Version 1's ``tasks`` spares the kernel's global
-        lock that ``cgroup.procs`` takes.)"""
-        return tuple(
-            member.path / ("tasks" if member.version == 1 else "cgroup.procs") for member in self.members
-        )
+        """Return the files into which a single-threaded process writes "0" to join. (Version 1's ``tasks`` spares the
+        kernel's global lock that ``cgroup.procs`` takes.)"""
+        return tuple(member.path / ("tasks" if member.version == 1 else "cgroup.procs") for member in self.members)
 
     def usage(self) -> Measured:
         """Measure; reads a handful of small files."""
@@ -274,7 +274,9 @@ class Group(msgspec.Struct, frozen=True):
         if member is None:
             raise EngineError("this machine has no control group that can freeze processes")
         two = member.version == 2
-        file, value = ("cgroup.freeze", str(int(frozen))) if two else ("freezer.state", "FROZEN" if frozen else "THAWED")
+        file, value = (
+            ("cgroup.freeze", str(int(frozen))) if two else ("freezer.state", "FROZEN" if frozen else "THAWED")
+        )
 
         def reached() -> bool:
             if two:

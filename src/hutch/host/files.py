@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
-    """Replace the file at ``path``: readers see the old contents or the new, never a part. ``durable``: survives a power cut.
+    """Replace the file at ``path``: readers see the old contents or the new, never a part. ``durable``: survives a
+    power cut.
 
     Raises `StorageError`.
     """
@@ -51,7 +52,8 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, *, timeout: float, shared: bool = False) -> AsyncIterator[None]:
-    """Hold a lock between processes and tasks (flock(2) on ``path``, which is made when absent and stays). ``timeout`` in seconds.
+    """Hold a lock between processes and tasks (flock(2) on ``path``, which is made when absent and stays). ``timeout``
+    in seconds.
 
     Raises `DeadlineError` when others hold it for too long.
     """

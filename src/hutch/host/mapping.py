@@ -1,8 +1,8 @@
 """Which ids the users of boxes have on this host.
 
-As root, box ids 0 … 65535 are host ids 200000 … 265535: no account of the host, so a process that leaves its box is nobody. As an
-ordinary user, the box's root is that user, and the other ids come from the user's subordinate ranges (subuid(5), newuidmap(1)); where
-there are none, the box has the single id 0.
+As root, box ids 0 … 65535 are host ids 200000 … 265535: no account of the host, so a process that leaves its box is
+nobody. As an ordinary user, the box's root is that user, and the other ids come from the user's subordinate ranges
+(subuid(5), newuidmap(1)); where there are none, the box has the single id 0.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ COUNT = 65_536
 
 
 class Mapping(msgspec.Struct, frozen=True, kw_only=True):
-    """``uid_map``/``gid_map``: the box's user namespace, as /proc/PID/uid_map takes it. ``outer_uid``/``outer_gid``: the maps of the
-    user namespace in which an ordinary user's boxes are prepared; ``None`` as root. ``count``: ids that a box has. ``owner``: the id,
-    in the namespace in which boxes are prepared, of the box's root."""
+    """``uid_map``/``gid_map``: the box's user namespace, as /proc/PID/uid_map takes it. ``outer_uid``/``outer_gid``:
+    the maps of the user namespace in which an ordinary user's boxes are prepared; ``None`` as root. ``count``: ids
+    that a box has. ``owner``: the id, in the namespace in which boxes are prepared, of the box's root."""
 
     uid_map: str
     gid_map: str
@@ -74,9 +74,7 @@ def current() -> Mapping:
             outer_uid=f"0 {uid} 1\n1 {uids[0]} {count}",
             outer_gid=f"0 {gid} 1\n1 {gids[0]} {count}",
         )
-    return Mapping(
-        uid_map="0 0 1", gid_map="0 0 1", owner=0, count=1, outer_uid=f"0 {uid} 1", outer_gid=f"0 {gid} 1"
-    )
+    return Mapping(uid_map="0 0 1", gid_map="0 0 1", owner=0, count=1, outer_uid=f"0 {uid} 1", outer_gid=f"0 {gid} 1")
 
 
 def _host_ids_reach(limit: int) -> bool:

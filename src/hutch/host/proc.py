@@ -24,7 +24,8 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """Return when a live process started, in clock ticks since the boot; ``None`` when it is gone or a zombie (proc_pid_stat(5))."""
+    """Return when a live process started, in clock ticks since the boot; ``None`` when it is gone or a zombie
+    (proc_pid_stat(5))."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -90,7 +91,8 @@ async def ended(pidfd: int, timeout: float) -> bool:
 
 
 async def poll_until(condition: Callable[[], bool], timeout: float) -> bool:
-    """Wait for something that gives no event, asking at growing intervals (1 … 50 ms). Returns whether it came true in time."""
+    """Wait for something that gives no event, asking at growing intervals (1 … 50 ms). Returns whether it came true in
+    time."""
     deadline = time.monotonic() + timeout
     pause = 0.001
     while not condition():

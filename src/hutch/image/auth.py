@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hutch.image.config import Credential
 
-_SCHEME: Final = re.compile(r"\s*,?\s*([A-Za-z0-9._~+-]+)(?:\s+|$)(?!=)")
+_SCHEME: Final = re.compile(r"[\s,]*([A-Za-z0-9._~+-]+)(?:\s+(?!=)|\s*$|(?=,))")
 _PARAMETER: Final = re.compile(r'\s*,?\s*([A-Za-z0-9._~+-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _DEFAULT_LIFE: Final = 60
 """Seconds that a token lives when the service does not say (token.md)."""

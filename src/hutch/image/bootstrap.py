@@ -1,7 +1,7 @@
 """Base images for machines without a registry, made from the machine's own apt mirror.
 
-Debian comes from mmdebstrap, which writes a tar that goes straight into the unpacker; ``busybox`` is one static program of
-a Debian package, and the few files that make a root file system of it.
+Debian comes from mmdebstrap, which writes a tar that goes straight into the unpacker; ``busybox`` is one static program
+of a Debian package, and the few files that make a root file system of it.
 """
 
 from __future__ import annotations

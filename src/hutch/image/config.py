@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import socket
 from pathlib import Path
 
 import msgspec
@@ -64,12 +65,21 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host[:port]`` is this machine by its literal address or the name ``localhost``."""
-    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    """Whether ``host[:port]`` is this machine by its literal address, in any spelling, or by the name ``localhost``."""
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
     try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return name == "localhost"
+        try:
+            address = ipaddress.ip_address(socket.inet_aton(host))  # "127.1", "0x7f000001"
+        except (OSError, UnicodeError):
+            name = host.lower().rstrip(".")
+            return name == "localhost" or name.endswith(".localhost")
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback or (mapped or address).is_unspecified
 
 
 class _Auth(msgspec.Struct):

@@ -124,7 +124,7 @@ class Disk:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Make a work folder with an empty ``fs`` in it, ours until the end. What then is left of it, `sweep` deletes."""
+        """Make a work folder with an empty ``fs`` in it, ours until the end. What is left then, `sweep` deletes."""
         name = secrets.token_hex(8)
         lock = self.try_lock(name)
         assert lock is not None  # nobody else has this name

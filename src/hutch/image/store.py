@@ -98,8 +98,8 @@ class ImageStore:
         platform: str | None = None,
         progress: Report | None = None,
     ) -> Sequence[ImageInfo]:
-        """Add the images of a file or folder: an OCI layout or a ``docker save`` archive (as a folder or a tar, compressed
-        or not), or a plain root file system (likewise), which needs a ``reference``.
+        """Add the images of a file or folder: an OCI layout or a ``docker save`` archive (as a folder or a tar,
+        compressed or not), or a plain root file system (likewise), which needs a ``reference``.
 
         With a ``reference``, an archive's only image gets that name; of several, the one that has it is loaded.
 

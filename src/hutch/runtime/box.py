@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from hutch.core import agentproto as proto
+from hutch.core import ids
 from hutch.errors import (
     HutchError,
     InvalidArgumentError,
@@ -49,14 +50,8 @@ class LocalBox:
         self._runtime = runtime
         self._lives = runtime.lives
         self._executions: set[LocalExecution] = set()
-        directory = runtime.home.box(box_id)
-        self._host = Host(
-            box=box_id,
-            reconnect=lambda: self._lives.reconnect(box_id),
-            spawn=runtime.spawn,
-            oom_kills=lambda: self._oom_kills(directory),
-            forget=self._executions.discard,
-        )
+        self._host = self._make_host(own_channel=False, forget=self._executions.discard)
+        self._watcher_host = self._make_host(own_channel=True, forget=self._forget_watcher)
         # Whether a memory limit is enforced, so that counting OOM kills makes sense; known once the box was used.
         self._counts_oom = False
 
@@ -125,6 +120,10 @@ class LocalBox:
             return
         channel = await self._lives.channel(self.id)
         await channel.request(lambda req: proto.signal(MAIN, signum, req=req))
+
+    async def detach(self) -> None:
+        """Let the box go on when the runtime that made it is closed."""
+        await self._lives.detach(self.id)
 
     async def remove(self, *, force: bool = False) -> None:
         """Remove the box and all that it held. A running box needs ``force``."""
@@ -238,13 +237,12 @@ class LocalBox:
         stderr: Sink | None = None,
     ) -> LocalExecution:
         """Watch an execution that was started by anyone, from the given positions of (stdout, stderr)."""
+        if min(after) < 0:
+            raise InvalidArgumentError(f"{after} are not positions in an output")
         channel = await self._lives.channel(self.id, start=False)
-        for record in await self._records(channel):
-            if record.id == exec_id:
-                break
-        else:
-            raise NotFoundError(f"box {self.name or self.id} has no execution {exec_id!r}")
-        execution = LocalExecution(self._host, channel, exec_id, tty=record.tty, stdin=True)
+        record = await self._exec_record(channel, exec_id)
+        channel = await self._lives.own_channel(self.id)
+        execution = LocalExecution(self._watcher_host, channel, exec_id, tty=record.tty, stdin=True)
         self._executions.add(execution)
         execution.pid = record.pid
         execution.rewind({proto.STDOUT: after[0], proto.STDERR: after[1]})
@@ -446,6 +444,27 @@ class LocalBox:
     def _kill_unseen(self, channel: AgentChannel | None, execution: LocalExecution) -> None:
         if channel is not None:
             channel.send(proto.signal(execution.id, 9, req=0))
+
+    def _make_host(self, *, own_channel: bool, forget: Callable[[LocalExecution], None]) -> Host:
+        return Host(
+            box=self.id,
+            reconnect=lambda: self._lives.reconnect(self.id, own=own_channel),
+            spawn=self._runtime.spawn,
+            oom_kills=lambda: self._oom_kills(self._runtime.home.box(self.id)),
+            forget=forget,
+        )
+
+    def _forget_watcher(self, execution: LocalExecution) -> None:
+        self._executions.discard(execution)
+        execution.close_channel()
+
+    async def _exec_record(self, channel: AgentChannel, exec_id: str) -> proto.ExecRecord:
+        for record in await self._records(channel):
+            if record.id == exec_id:
+                return record
+        if ids.is_id(exec_id):  # the agent knows whether there ever was one
+            await channel.request(lambda req: proto.attach(exec_id, {}, req=req))
+        raise NotFoundError(f"box {self.name or self.id} has no execution {exec_id!r}")
 
     async def _records(self, channel: AgentChannel) -> tuple[proto.ExecRecord, ...]:
         answer = await channel.request(lambda req: proto.simple(proto.Request.LIST, req=req))

@@ -224,6 +224,10 @@ class LocalExecution:
         """Send a frame to the agent."""
         self._channel.send(data)
 
+    def close_channel(self) -> None:
+        """Close the connection, which is this execution's alone."""
+        self._channel.close()
+
     @property
     def input_closed(self) -> bool:
         """Whether what is written to the standard input is thrown away."""

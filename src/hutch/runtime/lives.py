@@ -132,6 +132,12 @@ class Lives:
                 await self._engine.kill(self._home.box(box_id))
                 await self._observed(record)
 
+    async def detach(self, box_id: str) -> None:
+        """Make the box one that goes on when the runtime that made it is closed."""
+        async with self.holding(box_id) as record:
+            spec = msgspec.structs.replace(record.spec, detach=True)
+            self._store.save_box(msgspec.structs.replace(record, spec=spec))
+
     async def destroy(self, box_id: str) -> None:
         """End a box at once and release what its start took; for removal. The caller holds the lock."""
         await self._engine.kill(self._home.box(box_id))
@@ -219,19 +225,23 @@ class Lives:
                     )
             return await self._connect(box_id)
 
-    async def reconnect(self, box_id: str) -> AgentChannel | None:
+    async def reconnect(self, box_id: str, *, own: bool = False) -> AgentChannel | None:
         """Return a new channel after the old one was lost, ``None`` if the box does not run any more."""
         if self._closed:
             return None
         try:
             async with self._connecting.setdefault(box_id, anyio.Lock()):
-                if (channel := self.open_channel(box_id)) is not None:
+                if not own and (channel := self.open_channel(box_id)) is not None:
                     return channel
                 if not self._engine.observe(self._home.box(box_id)).running:
                     return None
-                return await self._connect(box_id)
+                return await (self.own_channel(box_id) if own else self._connect(box_id))
         except HutchError:
             return None
+
+    async def own_channel(self, box_id: str) -> AgentChannel:
+        """Return a new channel for one watcher alone, which closes it: on one channel each execution has one watcher."""
+        return await AgentChannel.open(await self._engine.connect(self._home.box(box_id)))
 
     def drop_channel(self, box_id: str) -> None:
         """Close the channel to a box."""
@@ -340,8 +350,7 @@ class Lives:
     async def _connect(self, box_id: str) -> AgentChannel:
         if (channel := self.open_channel(box_id)) is not None:
             return channel
-        sock = await self._engine.connect(self._home.box(box_id))
-        channel = await AgentChannel.open(sock)
+        channel = await self.own_channel(box_id)
         self._channels[box_id] = channel
         self._settings[box_id] = self.record(box_id)
         return channel

@@ -24,6 +24,7 @@ from hutch.errors import (
     UnsupportedError,
 )
 from hutch.host.files import locked
+from hutch.host.proc import Process
 from hutch.image import ImageStore
 from hutch.runtime import archive
 from hutch.runtime.box import LocalBox
@@ -63,6 +64,9 @@ class LocalRuntime:
         self._tasks: TaskGroup | None = None
         self._boxes: dict[str, LocalBox] = {}
         self._closed = False
+        self._process = Process.of(os.getpid())
+        # Boxes that this runtime made.
+        self._own: set[str] = set()
 
     async def __aenter__(self) -> Self:
         self.home = Home.open(self._given_home)
@@ -95,7 +99,7 @@ class LocalRuntime:
         await self._root.__aexit__(None, None, None)
 
     async def close(self) -> None:
-        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything.
+        """Stop the boxes that this runtime made and that are not detached, end all waits, release everything.
         Idempotent."""
         if self._closed:
             return
@@ -177,14 +181,14 @@ class LocalRuntime:
         check_spec(spec)
         if spec.isolation is Isolation.VM:
             raise UnsupportedError("isolation 'vm' is not available in this version; use 'auto' or 'container'")
-        if spec.name is not None and self.store.find_boxes(spec.name):
+        if spec.name is not None and self.store.has_box_named(spec.name):
             raise AlreadyExistsError(f"a box named {spec.name!r} exists already; remove it or choose another name")
         for mount in spec.mounts:
             if mount.volume and self.store.get_volume(mount.volume) is None:
                 raise NotFoundError(f"volume {mount.volume!r} does not exist; create it first")
         info = await self._image(spec, pull, progress)
         record = self._record(spec, info)
-        self.store.add_box(record)
+        self._add(record)
         return self._handle(record)
 
     async def get(self, box: str) -> LocalBox:
@@ -223,7 +227,7 @@ class LocalRuntime:
         self._check_open()
         if name is not None:
             ids.check_name(name)
-            if self.store.find_boxes(name):
+            if self.store.has_box_named(name):
                 raise AlreadyExistsError(f"a box named {name!r} exists already")
         async with self.disks.using(), self.lives.holding_still(box_id) as (record, running):
             disks = await self.disks.capture(record, running=running)
@@ -234,7 +238,7 @@ class LocalRuntime:
                 spec=msgspec.structs.replace(record.spec, name=name),
                 disks=disks,
             )
-            self.store.add_box(copy)
+            self._add(copy)
         return self._handle(copy)
 
     async def export(self, box_id: str, path: str | Path) -> None:
@@ -251,7 +255,7 @@ class LocalRuntime:
         self._check_open()
         if name is not None:
             ids.check_name(name)
-            if self.store.find_boxes(name):
+            if self.store.has_box_named(name):
                 raise AlreadyExistsError(f"a box named {name!r} exists already")
         async with self.disks.using():
             contents, disks = await archive.read(Path(path), self.home, self.engine)
@@ -263,7 +267,7 @@ class LocalRuntime:
                 image_digest="",
                 disks=disks,
             )
-            self.store.add_box(record)
+            self._add(record)
         return self._handle(record)
 
     async def info(self) -> dict[str, object]:
@@ -291,10 +295,10 @@ class LocalRuntime:
             if not self.engine.observe(self.home.box(record.id)).running:
                 with contextlib.suppress(HutchError):
                     await self.lives.refresh(record.id)
-        for record in self.store.list_boxes(BoxState.STOPPED, BoxState.FAILED):
-            if record.spec.auto_remove and record.started_at is not None:
+        for record in self.store.list_boxes():
+            if record.spec.auto_remove and _forsaken(record):
                 with contextlib.suppress(HutchError):
-                    await self.remove(record.id)
+                    await self.remove(record.id, force=True)
         for name in {path.name for folder in (self.home.boxes, self.home.locks) for path in folder.iterdir()}:
             if ids.is_id(name) and self.store.get_box(name) is None:
                 with contextlib.suppress(HutchError):
@@ -330,7 +334,12 @@ class LocalRuntime:
             workdir=settings.workdir,
             user=settings.user,
             stop_signal=settings.stop_signal,
+            owner=self._process,
         )
+
+    def _add(self, record: BoxRecord) -> None:
+        self.store.add_box(record)
+        self._own.add(record.id)
 
     def _unstarted(self, record: BoxRecord, now: float) -> BoxRecord:
         return msgspec.structs.replace(
@@ -347,6 +356,7 @@ class LocalRuntime:
             reason=None,
             unenforced=(),
             reset_upper=False,
+            owner=self._process,
         )
 
     def _layer_sources(self, record: BoxRecord, disks: tuple[str, ...]) -> builtins.list[tuple[Path, bool]]:
@@ -397,7 +407,7 @@ class LocalRuntime:
                         await self._erase(held)
 
         async with anyio.create_task_group() as tasks:
-            for box_id in list(self.lives.started):
+            for box_id in self._own & self.lives.started:
                 record = self.store.get_box(box_id)
                 if record is not None and not record.spec.detach:
                     tasks.start_soon(stop, record)
@@ -417,3 +427,10 @@ async def _hold_tasks(*, task_status: TaskStatus[TaskGroup]) -> None:
     async with anyio.create_task_group() as tasks:
         task_status.started(tasks)
         await anyio.sleep_forever()
+
+
+def _forsaken(record: BoxRecord) -> bool:
+    """Whether a box that goes at its end has come to it: it has run, or nobody is left whom it belongs to."""
+    if record.state in (BoxState.STOPPED, BoxState.FAILED) and record.started_at is not None:
+        return True
+    return not record.spec.detach and record.owner is not None and not record.owner.alive()

@@ -195,6 +195,9 @@ class Box(Protocol):
         """Send a signal to the main command; SIGKILL ends the whole box. Raises `InvalidStateError` when it does not
         run."""
 
+    async def detach(self) -> None:
+        """Let the box go on when the runtime that made it is closed."""
+
     async def remove(self, *, force: bool = False) -> None:
         """Remove the box and all that it held. A running box needs ``force``."""
 
@@ -375,7 +378,7 @@ class Runtime(Protocol):
         """Facts about this runtime: home, version, engine, isolation, limits that can be enforced, counts."""
 
     async def close(self) -> None:
-        """Stop the boxes that this runtime started and that are not detached, end all waits, release everything.
+        """Stop the boxes that this runtime made and that are not detached, end all waits, release everything.
         Idempotent."""
 
     async def __aenter__(self) -> Self: ...

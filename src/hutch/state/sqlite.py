@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from hutch.errors import AlreadyExistsError, DatabaseError, MetadataError
+from hutch.host.proc import Process
 from hutch.types import BoxSpec, BoxState
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class BoxRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     ``command`` is the resolved main command (``None``: none). ``disks`` are the frozen layers of its own, topmost
     first. ``reset_upper`` says that its writable layer is to be emptied before the next use (a restore that may have
-    been interrupted).
+    been interrupted). ``owner`` is the process whose runtime made it.
     """
 
     id: str
@@ -60,6 +61,7 @@ class BoxRecord(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: int
     disks: tuple[str, ...] = ()
     reset_upper: bool = False
+    owner: Process | None = None
     isolation: str = "container"
     pid: int | None = None
     started_at: float | None = None
@@ -144,6 +146,11 @@ class Store:
         return self._all(
             "SELECT record FROM boxes WHERE id >= ? AND id < ? ORDER BY id LIMIT 3", (text, text + "~"), BoxRecord
         )
+
+    def has_box_named(self, name: str) -> bool:
+        """Whether a box has the name."""
+        with self._errors():
+            return self._db.execute("SELECT 1 FROM boxes WHERE name = ?", (name,)).fetchone() is not None
 
     def list_boxes(self, *states: BoxState) -> list[BoxRecord]:
         """Return all boxes, or those in the given states, oldest first."""

@@ -183,13 +183,17 @@ def _validate(plan: BoxPlan) -> None:
     if not BOX_ID.fullmatch(plan.box_id):
         raise InvalidArgumentError(f"malformed box id {plan.box_id!r}")
     if not HOSTNAME.fullmatch(plan.hostname):
-        raise InvalidArgumentError(f"malformed host name {plan.hostname!r}: letters, digits, '-', '_' and '.', at most 64")
+        raise InvalidArgumentError(
+            f"malformed host name {plan.hostname!r}: letters, digits, '-', '_' and '.', at most 64"
+        )
     if not plan.lowers:
         raise InvalidArgumentError("a box needs at least one layer")
     for mount in plan.mounts:
         target = Path(mount.target)
         if not target.is_absolute() or ".." in target.parts or len(target.parts) < 2:
-            raise InvalidArgumentError(f"malformed mount target {mount.target!r}: an absolute path below / without '..'")
+            raise InvalidArgumentError(
+                f"malformed mount target {mount.target!r}: an absolute path below / without '..'"
+            )
 
 
 def _prepare_folders(plan: BoxPlan, ids: mapping.Mapping) -> None:

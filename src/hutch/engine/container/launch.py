@@ -28,9 +28,7 @@ MFD_EXEC = 0x10
 """Linux 6.3: says that the file is meant to be run; older kernels refuse the flag."""
 
 
-def configuration(
-    plan: BoxPlan, mapping: Mapping, doors: Iterable[Path], *, pids: int | None
-) -> bytes:
+def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[Path], *, pids: int | None) -> bytes:
     """Return the launcher's configuration. ``doors``: control group files; ``pids``: a limit that no group enforces.
 
     Raises `InvalidArgumentError` for values that it cannot carry.
@@ -67,8 +65,8 @@ def configuration(
 def sealed_agent(path: Path) -> int:
     """Return a descriptor of an unchangeable copy of the agent program, made once a process and kept open.
 
-    Boxes run it in place of the file: as an ordinary user the box's root owns the file, and could overwrite it through /proc/PID/exe
-    (the way of CVE-2019-5736).
+    Boxes run it in place of the file: as an ordinary user the box's root owns the file, and could overwrite it through
+    /proc/PID/exe (the way of CVE-2019-5736).
     """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
@@ -132,7 +130,8 @@ class Launch:
         return process
 
     async def commit(self) -> None:
-        """Let the box run: from now on it outlives this process. Returns when its agent accepts connections, or has ended."""
+        """Let the box run: from now on it outlives this process. Returns when its agent accepts connections, or has
+        ended."""
         self._committed = True
         with contextlib.suppress(OSError):
             self._control.send(b"G")
@@ -168,4 +167,4 @@ class Launch:
         launcher = os.pidfd_open(self._launcher)
         await ended(launcher, GIVE_UP_SECONDS)
         os.close(launcher)
-        os.waitpid(self._launcher, os.WNOHANG)
+        os.waitpid(self._launcher, os.WNOHANG)  # noqa: ASYNC222 - it has ended, and this does not wait

@@ -52,7 +52,8 @@ def clear(directory: Path) -> None:
 
 
 def listen(directory: Path) -> socket.socket:
-    """Return a listening socket at ``run/agent.sock``. An address holds 108 bytes, so it goes by way of the folder's descriptor."""
+    """Return a listening socket at ``run/agent.sock``. An address holds 108 bytes, so it goes by way of the folder's
+    descriptor."""
     run = os.open(_run(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -85,5 +86,7 @@ def connect(directory: Path) -> socket.socket:
         raise
     except OSError as error:
         connection.close()
-        raise UpstreamUnavailableError(f"the agent of the box in {directory} does not listen: {error.strerror}") from error
+        raise UpstreamUnavailableError(
+            f"the agent of the box in {directory} does not listen: {error.strerror}"
+        ) from error
     return connection
