@@ -59,7 +59,7 @@ int window_find(const struct window *window, uint64_t position, size_t size, str
 {
     if (!window->compact)
         return pieces(window->bytes, position, size, place);
-    place[0] = (struct iovec){window->bytes + (position - window_tail(window)), size};
+    place[0] = (struct iovec){window->bytes + position, size};
     place[1] = (struct iovec){window->bytes, 0};
     return 1;
 }
@@ -99,17 +99,12 @@ int window_share(struct window *window)
 
 void window_compact(struct window *window)
 {
-    uint64_t tail = window_tail(window);
-    size_t kept = window->head - tail;
-    if (!window->bytes || window->compact || kept > WINDOW_SIZE / 2)
+    if (!window->bytes || window->compact || window->head > WINDOW_SIZE / 2)
         return;
-    uint8_t *copy = malloc(kept ? kept : 1);
+    uint8_t *copy = malloc(window->head + 1);
     if (!copy)
         return;
-    struct iovec from[2];
-    window_find(window, tail, kept, from);
-    memcpy(copy, from[0].iov_base, from[0].iov_len);
-    memcpy(copy + from[0].iov_len, from[1].iov_base, from[1].iov_len);
+    memcpy(copy, window->bytes, window->head); /* it never wrapped */
     release(window->bytes, false, window->fd);
     window->bytes = copy;
     window->compact = true;
@@ -120,5 +115,5 @@ size_t window_memory(const struct window *window)
 {
     if (!window->bytes)
         return 0;
-    return window->compact ? window->head - window_tail(window) : WINDOW_SIZE;
+    return window->compact ? (size_t)window->head : WINDOW_SIZE;
 }

@@ -13,7 +13,7 @@ struct window {
     uint8_t *bytes;
     uint64_t head; /* position behind the newest byte */
     int fd;        /* memfd once it is shared, else -1 */
-    bool compact;  /* `bytes` is an exact copy of [tail, head) on the heap: nothing more can be added */
+    bool compact;  /* `bytes` is an exact copy of [0, head) on the heap: nothing more can be added */
 };
 
 void window_init(struct window *window);

@@ -14,7 +14,6 @@ its lines once, in order;
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import signal
 import subprocess

@@ -50,7 +50,7 @@ def test_main_that_cannot_start_leaves_the_box_alive(agent: Agent, client: Clien
 
 
 def test_power_off_gives_grace_and_tells_the_watchers(agent: Agent, client: Client) -> None:
-    script = "trap 'echo bye; exit 5' TERM; echo go; while :; do sleep 0.05; done"
+    script = "trap 'sleep 0.3; echo bye; exit 5' TERM; echo go; while :; do sleep 0.05; done"
     client.start("a", shell(script))
     seen = client.watch("a", until=lambda s: b"go" in s.stdout)
     begin = time.monotonic()

@@ -45,18 +45,19 @@ def test_a_sender_that_exceeds_its_credit_is_disconnected(agent: Agent, client: 
 
 
 def test_stdin_sent_before_a_lost_connection_is_not_lost(agent: Agent) -> None:
-    """More than a pipe takes, so that a part waits in the agent; the next connection gets the rest of the credit."""
+    """More than a pipe takes, so that a part waits in the agent; it counts against the credit of the next connection."""
     with agent.client() as first:
         first.start("a", shell("sleep 0.3; cat", flags=WATCH | WITH_STDIN))
-        first.send(Kind.STDIN, b"1" * 60_000, id="a")
-        first.send(Kind.STDIN, b"2" * 5_000, id="a")
-        assert first.request(Kind.PING).type == Kind.PONG
+        for _ in range(2):
+            first.send(Kind.STDIN, b"1" * 60_000, id="a")
+            assert first.request(Kind.PING).type == Kind.PONG
     with agent.client() as second:
-        attached = second.attach("a")
-        assert 0 < attached.u32() <= 65536
-        second.send(Kind.STDIN, b"3" * 10, id="a")
+        assert second.attach("a").u32() == 65536 - (120_000 - 65536)
+        second.send(Kind.STDIN, b"2" * 10, id="a")
+        seen = second.watch("a", until=lambda s: len(s.stdout) == 120_010)
+        assert seen.credit == 120_000 - 65536
         second.send(Kind.STDIN_EOF, id="a")
-        assert second.watch("a").stdout == b"1" * 60_000 + b"2" * 5_000 + b"3" * 10
+        assert second.watch("a", seen).stdout == b"1" * 120_000 + b"2" * 10
 
 
 def test_without_stdin_it_is_empty(client: Client) -> None:

@@ -60,6 +60,7 @@ def test_a_broken_connection_loses_nothing(agent: Agent) -> None:
         first.start("a", shell(counter(size)))
         seen = first.watch("a", until=lambda s: len(s.stdout) >= 300_000)
     with agent.client() as second:
+        assert second.idle(0.2), "time enough to overrun the window"
         assert second.attach("a", 3, len(seen.stdout), 0).type == Kind.ATTACHED
         second.watch("a", seen)
     assert not seen.gaps[1]

@@ -315,8 +315,9 @@ async def test_copy_and_remove_trees(engine: ContainerEngine, rootfs: Path, tmp_
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         chown = "chown 1000:50 a" if ALL_IDS else "true"
         script = (
-            f"cd /root && echo data > a && ln a b && ln -s /etc/passwd link && {chown} && chmod 4711 a && mkfifo fifo && "
-            "mkdir -m 0 closed && dd if=/dev/zero of=sparse bs=1 count=1 seek=10M 2>/dev/null && rm /etc/release"
+            f"cd /root && echo data > a && ln a b && ln -s /etc/passwd link && {chown} && chmod 4711 a && "
+            "mkfifo fifo && mkdir -m 0 closed && rm /etc/release && "
+            "dd if=/dev/zero of=sparse bs=1 count=1 seek=10M 2>/dev/null"
         )
         assert (await box.sh(script)).status == 0
     copy = tmp_path / "copy"

@@ -110,7 +110,7 @@ async def test_3_1_a_cut_while_a_sink_reads_the_shared_window_overwrites_nothing
 
         def write(self, data: Any) -> int:
             first = bytes(data)
-            time.sleep(0.005)
+            time.sleep(0.02)
             self.torn += bytes(data) != first
             self.data += data
             return len(data)
@@ -118,11 +118,12 @@ async def test_3_1_a_cut_while_a_sink_reads_the_shared_window_overwrites_nothing
     sink = Slow()
     execution = await box.exec(*sh(f"seq 1 {2 * LAST}; exit 38"), stdout=sink)
     with in_time(30):
-        while not execution.finished:
-            await anyio.sleep(0.05)
+        task = asyncio.ensure_future(execution.wait())
+        while not task.done():
+            await anyio.sleep(0.35)
             if len(sink.data) > 2 * MIB and box._lives.open_channel(box.id):
                 cut(box)
-        result = await execution.wait()
+        result = await task
     assert sink.torn == 0, "the window was overwritten while a sink read it"
     assert bytes(sink.data) == numbers(2 * LAST)
     assert (result.exit_code, result.truncated) == (38, False)
