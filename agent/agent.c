@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "conn.h"
@@ -31,7 +32,8 @@ static int take_signals(void)
 {
     sigset_t mask;
     for (int number = 1; number < NSIG; number++)
-        signal(number, SIG_DFL); /* a command inherits what is ignored; some signals cannot be set, and need not */
+        /* A command inherits what is ignored. Not by signal(): it refuses the numbers that the C library keeps for itself. */
+        syscall(SYS_rt_sigaction, number, (unsigned long[4]){0}, NULL, 8);
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&mask);
     sigaddset(&mask, SIGCHLD);

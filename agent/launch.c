@@ -1,4 +1,6 @@
-/* box-agent launch: make a box and become its PID 1.
+/* box-agent launch [UID_MAP GID_MAP]: make a box and become its PID 1.
+ *
+ * The maps are those of the outer user namespace that an ordinary user's boxes are prepared in.
  *
  * Standard input is a SOCK_SEQPACKET socket to the host. The host sends the configuration with its descriptors; the launcher answers
  *
@@ -218,6 +220,19 @@ static void take_control(void)
     prctl(PR_SET_NAME, "box-agent", 0, 0, 0);
 }
 
+/* Start over in the outer user namespace. The new program belongs to it: so its owner, the user on the host, may look at PID 1 (its
+ * namespaces, above all), although nobody in the box may. */
+static _Noreturn void enter_outer(const char *uid_map, const char *gid_map)
+{
+    char *const again[] = {"box-agent", "launch", NULL};
+
+    launch_control = 0;
+    if (mapped_enter(uid_map, gid_map) < 0)
+        launch_fail("making the user namespace (are newuidmap and newgidmap installed, and /etc/subuid and /etc/subgid filled?)");
+    execv("/proc/self/exe", again);
+    launch_fail("starting over in the user namespace");
+}
+
 int cmd_launch(int argc, char **argv)
 {
     struct config config;
@@ -225,12 +240,10 @@ int cmd_launch(int argc, char **argv)
     int go[2], pidfd = -1;
     pid_t pid;
 
-    (void)argc;
-    (void)argv;
+    if (argc == 3)
+        enter_outer(argv[1], argv[2]);
     take_control();
     config_receive(launch_control, &config);
-    if (config.outer_uid && mapped_enter(config.outer_uid, config.outer_gid) < 0)
-        launch_fail("making the user namespace (are newuidmap and newgidmap installed, and /etc/subuid and /etc/subgid filled?)");
     if (config.pids)
         limit_processes(config.pids);
     stage_open(&config);
@@ -246,7 +259,7 @@ int cmd_launch(int argc, char **argv)
     tell(text, (size_t)snprintf(text, sizeof text, "P%d", (int)pid), pidfd);
     write_proc(pid, "uid_map", config.uid_map);
     write_proc(pid, "gid_map", config.gid_map);
-    stage_fill(&config, config.outer_uid ? -1 : open_user_namespace(pid));
+    stage_fill(&config, config.rootless ? -1 : open_user_namespace(pid));
     if (send(go[0], "g", 1, MSG_NOSIGNAL) != 1) /* PID 1 has told why it ended */
         return 1;
     return 0;

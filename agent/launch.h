@@ -30,11 +30,10 @@ struct config {
     const char *stage;  /* an existing directory; a private tmpfs is mounted over it */
     const char *upper;
     const char *work;
-    const char *outer_uid; /* rootless: maps of the launcher's own user namespace */
-    const char *outer_gid;
     const char *uid_map; /* maps of the box's user namespace, as the kernel takes them */
     const char *gid_map;
-    bool all_ids; /* the maps cover the usual system ids, so that setgroups and gid 5 work */
+    bool rootless; /* the outer user namespace is not the host's */
+    bool all_ids;  /* the maps cover the usual system ids, so that setgroups and gid 5 work */
     struct lower *lowers;
     size_t lower_count;
     struct bind *binds;

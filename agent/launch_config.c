@@ -66,15 +66,16 @@ static void take_record(struct config *config, const char *key, const char *valu
     } strings[] = {
         {"hostname", &config->hostname}, {"hosts", &config->hosts},         {"resolv", &config->resolv},
         {"stage", &config->stage},       {"upper", &config->upper},         {"work", &config->work},
-        {"uid_map", &config->uid_map},   {"outer_uid", &config->outer_uid}, {"pids", &config->pids},
-        {"gid_map", &config->gid_map},   {"outer_gid", &config->outer_gid},
+        {"uid_map", &config->uid_map},   {"gid_map", &config->gid_map},     {"pids", &config->pids},
     };
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
         if (!strcmp(key, strings[i].key)) {
             *strings[i].value = value;
             return;
         }
-    if (!strcmp(key, "all_ids"))
+    if (!strcmp(key, "rootless"))
+        config->rootless = !strcmp(value, "1");
+    else if (!strcmp(key, "all_ids"))
         config->all_ids = !strcmp(value, "1");
     else if (!strcmp(key, "lower"))
         add_lower(config, value, false);

@@ -119,7 +119,7 @@ static void mount_overlay(const struct config *config)
     for (size_t i = 0; i < config->lower_count; i++)
         end += sprintf(end, "%sl%zu", i ? ":" : "", i);
     end += sprintf(end, ",upperdir=upper,workdir=work,redirect_dir=nofollow,metacopy=off,index=off,xino=off%s",
-                   config->outer_uid ? ",userxattr" : "");
+                   config->rootless ? ",userxattr" : "");
     make_directory("root");
     if (mount("overlay", "root", "overlay", MS_NODEV, options) < 0)
         launch_fail("mounting the overlay");

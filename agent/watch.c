@@ -96,7 +96,7 @@ void watch_remove(struct watcher *watcher)
     unlink_watcher(watcher);
 }
 
-/* A watcher that has everything is released; so is one that only waits for events once it has them. */
+/* Everything that this watcher can get was sent: it can be released. */
 static bool satisfied(const struct watcher *watcher)
 {
     for (int i = 0; i < 2; i++)

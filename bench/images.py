@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SUITE = "bookworm"
 _TAG = "1"
 VARIANTS = 5
-"""Images of the same Debian that differ in one file, and so share no layer: each can be fetched once more by everybody."""
+"""Images of the same Debian that differ in one file, and so share no layer: each is news to everybody."""
 _READY_SECONDS = 10.0
 
 

@@ -1,7 +1,7 @@
 """Fetching and unpacking an image of about 60 MB from a registry on the loopback interface.
 
-Nothing is deleted before the end of the run: ext4 passes over inodes that were deleted in the last minute, one by one, whenever
-it makes a file, so whoever came after a deletion would pay for it.
+Nothing is deleted before the end of the run: when ext4 makes a file it passes over the inodes that were deleted in the
+last minute, one by one, so whoever came after a deletion would pay for it.
 """
 
 from __future__ import annotations

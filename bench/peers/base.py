@@ -42,8 +42,8 @@ class Peer(Protocol):
         """The command line that executes something in the running container."""
 
     def one_shot(self) -> float:
-        """Make a container, run ``true`` in it, remove it; returns the seconds, with those of the removal only where the
-        tool does it itself."""
+        """Make a container, run ``true`` in it, remove it; returns the seconds. (Those of the removal are included
+        where the tool removes by itself.)"""
 
     def idle(self) -> int:
         """Start one more idle container and remove it; returns the proportional set size of its processes and of its

@@ -17,7 +17,7 @@ import pytest
 from tests.engine.boxes import plan, running
 
 from hutch.engine.base import Capability, Lower, MountPlan, Observed, Usage
-from hutch.errors import EngineError, InvalidArgumentError, StorageError, UpstreamUnavailableError
+from hutch.errors import EngineError, InvalidArgumentError, InvalidStateError, StorageError, UpstreamUnavailableError
 from hutch.host import mapping, proc
 
 if TYPE_CHECKING:
@@ -74,6 +74,28 @@ async def test_the_end_of_pid_1_is_the_end_of_the_box(engine: ContainerEngine, r
         await box.spawn("sleep 1000")
         os.kill(box.started.pid, 9)
         assert await proc.poll_until(lambda: not engine.observe(box.directory).running, 5)
+
+
+async def test_namespaces_are_open_to_the_host(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    """The box's network is set up from outside, by its own user."""
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        for name in ("net", "user", "mnt"):
+            os.close(os.open(f"/proc/{box.started.pid}/ns/{name}", os.O_RDONLY))
+
+
+async def test_a_running_box_is_not_started_again(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        with pytest.raises(InvalidStateError):
+            await engine.start(box.plan)
+        assert (await box.sh("echo untouched")).out == "untouched\n"
+
+
+async def test_a_box_that_ended_by_itself_starts_again(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        os.kill(box.started.pid, 9)
+        assert await proc.poll_until(lambda: not engine.observe(box.directory).running, 5)
+        await engine.start(box.plan)
+        assert (await box.sh("echo again")).out == "again\n"
 
 
 async def test_a_stale_record_is_not_believed(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_an_ordinary_user_without_helpers_has_one_id(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "getegid", lambda: 4243)
     monkeypatch.setattr(mapping, "_subordinate", lambda path, uid: None)
     ids = mapping.current.__wrapped__()
-    assert (ids.uid_map, ids.outer_uid, ids.outer_gid) == ("0 0 1", "0 4242 1", "0 4243 1")
+    assert (ids.uid_map, ids.outer) == ("0 0 1", ("0 4242 1", "0 4243 1"))
     assert ids.single and ids.rootless
     assert ids.wrap(["rm", "x"])[1:] == ["mapped", "0 4242 1", "0 4243 1", "--", "rm", "x"]
 
@@ -47,7 +47,7 @@ def test_ranges_do_not_span_the_outer_ones(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(mapping, "_subordinate", lambda path, uid: (100_000, 1000 if "gid" in path.name else 70_000))
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     ids = mapping.current.__wrapped__()
-    assert ids.outer_uid == "0 4242 1\n1 100000 1000"
+    assert ids.outer is not None and ids.outer[0] == "0 4242 1\n1 100000 1000"
     assert ids.uid_map == "0 0 1\n1 1 1000"
     assert ids.count == 1001
 

@@ -21,8 +21,21 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(
     "host",
-    "localhost localhost:5000 LOCALHOST. a.localhost 127.0.0.1 127.8.9.1:80 127.1 0x7f000001 0.0.0.0:80 "
-    "::1 [::1] [::1]:5000 [::ffff:127.0.0.1]:80".split(),
+    [
+        "localhost",
+        "localhost:5000",
+        "LOCALHOST.",
+        "a.localhost",
+        "127.0.0.1",
+        "127.8.9.1:80",
+        "127.1",
+        "0x7f000001",
+        "0.0.0.0:80",
+        "::1",
+        "[::1]",
+        "[::1]:5000",
+        "[::ffff:127.0.0.1]:80",
+    ],
 )
 def test_loopback(host: str) -> None:
     assert is_loopback(host)

@@ -34,13 +34,12 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
     gid_map: str
     owner: int
     count: int
-    outer_uid: str | None = None
-    outer_gid: str | None = None
+    outer: tuple[str, str] | None = None
 
     @property
     def rootless(self) -> bool:
         """Whether boxes are made without the host's root."""
-        return self.outer_uid is not None
+        return self.outer is not None
 
     @property
     def single(self) -> bool:
@@ -49,9 +48,7 @@ class Mapping(msgspec.Struct, frozen=True, kw_only=True):
 
     def wrap(self, argv: Sequence[str]) -> list[str]:
         """Return the command line that runs ``argv`` where files of box users can be read, changed and removed."""
-        if self.outer_uid is None or self.outer_gid is None:
-            return list(argv)
-        return [str(agent_path()), "mapped", self.outer_uid, self.outer_gid, "--", *argv]
+        return [str(agent_path()), "mapped", *self.outer, "--", *argv] if self.outer else list(argv)
 
 
 @functools.cache
@@ -71,10 +68,9 @@ def current() -> Mapping:
             gid_map=lines,
             owner=0,
             count=count + 1,
-            outer_uid=f"0 {uid} 1\n1 {uids[0]} {count}",
-            outer_gid=f"0 {gid} 1\n1 {gids[0]} {count}",
+            outer=(f"0 {uid} 1\n1 {uids[0]} {count}", f"0 {gid} 1\n1 {gids[0]} {count}"),
         )
-    return Mapping(uid_map="0 0 1", gid_map="0 0 1", owner=0, count=1, outer_uid=f"0 {uid} 1", outer_gid=f"0 {gid} 1")
+    return Mapping(uid_map="0 0 1", gid_map="0 0 1", owner=0, count=1, outer=(f"0 {uid} 1", f"0 {gid} 1"))
 
 
 def _host_ids_reach(limit: int) -> bool:

@@ -157,7 +157,10 @@ class Disk:
         for path in self.tmp.iterdir():
             if (lock := self.try_lock(path.name)) is not None:
                 with closing(lock):
-                    await remove(path)
+                    try:
+                        await remove(path)
+                    except StorageError as error:  # a dead process's child may still be writing: the next time, then
+                        _log.warning("%s", error)
         for path in self._locks.iterdir():
             if path.name != _INDEX and (lock := self.try_lock(path.name)) is not None:
                 with closing(lock):

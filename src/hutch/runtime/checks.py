@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from hutch.errors import ExecError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+MAX_SECONDS = 4_000_000
+"""46 days: what the agent's protocol can carry, and more than anyone means. ``None`` stands for no limit."""
 
 
 def check_command(command: tuple[str, ...]) -> None:
@@ -34,8 +36,8 @@ def check_env(env: Mapping[str, str]) -> Mapping[str, str]:
 
 def check_seconds(what: str, value: float | None) -> None:
     """Raise `InvalidArgumentError` for what cannot be a time span."""
-    if value is not None and (math.isnan(value) or value < 0):
-        raise InvalidArgumentError(f"{what} {value} is not a number of seconds")
+    if value is not None and not 0 <= value <= MAX_SECONDS:
+        raise InvalidArgumentError(f"{what} {value} is not a number of seconds from 0 to {MAX_SECONDS}")
 
 
 def check_size(rows: int, cols: int) -> None:

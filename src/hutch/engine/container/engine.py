@@ -15,7 +15,14 @@ import anyio
 from hutch.engine.base import BoxPlan, Capability, Observed, Started, Usage
 from hutch.engine.container import record
 from hutch.engine.container.launch import Launch, configuration
-from hutch.errors import EngineError, InvalidArgumentError, StorageError, UnsupportedError, UpstreamUnavailableError
+from hutch.errors import (
+    EngineError,
+    InvalidArgumentError,
+    InvalidStateError,
+    StorageError,
+    UnsupportedError,
+    UpstreamUnavailableError,
+)
 from hutch.host import files, mapping
 from hutch.host.binary import agent_path
 from hutch.host.cgroup import Group
@@ -55,6 +62,9 @@ class ContainerEngine:
     async def start(self, plan: BoxPlan) -> Started:
         """See `hutch.engine.base.Engine.start`."""
         _validate(plan)
+        if self.observe(plan.directory).running:
+            raise InvalidStateError(f"box {plan.box_id} runs already")
+        await self.kill(plan.directory)  # what an end without us has left
         ids = mapping.current()
         group = Group.named(plan.box_id)
         try:
@@ -68,7 +78,7 @@ class ContainerEngine:
                 unenforced += ("disk",)
             text = configuration(plan, ids, group.doors(), pids=pids)
             with anyio.fail_after(START_SECONDS):
-                pid = await self._launch(plan.directory, group, text)
+                pid = await self._launch(plan.directory, group, ids, text)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self.kill(plan.directory)
@@ -79,12 +89,12 @@ class ContainerEngine:
             raise
         return Started(pid=pid, unenforced=unenforced)
 
-    async def _launch(self, directory: Path, group: Group, text: bytes) -> int:
+    async def _launch(self, directory: Path, group: Group, ids: mapping.Mapping, text: bytes) -> int:
         descriptors: list[int] = []
         listener = record.listen(directory)
         try:
             descriptors = [listener.fileno(), *_open_logs(directory)]
-            launch = Launch(self._agent or agent_path())
+            launch = Launch(self._agent or agent_path(), ids)
             try:
                 process = await launch.prepare(text, descriptors)
                 record.write(directory, record.Record(group=group, process=process))

@@ -42,10 +42,9 @@ def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[Path], *, pid
         ("work", str(plan.directory / "work")),
         ("uid_map", mapping.uid_map),
         ("gid_map", mapping.gid_map),
-        ("all_ids", "0" if mapping.single else "1"),
+        ("rootless", str(int(mapping.rootless))),
+        ("all_ids", str(int(not mapping.single))),
     ]
-    if mapping.outer_uid is not None and mapping.outer_gid is not None:
-        records += [("outer_uid", mapping.outer_uid), ("outer_gid", mapping.outer_gid)]
     if pids is not None:
         records.append(("pids", str(pids)))
     for lower in plan.lowers:
@@ -84,7 +83,7 @@ def sealed_agent(path: Path) -> int:
 class Launch:
     """One run of the launcher: `prepare`, `commit`, and `close` in any case (without the commit it ends the box)."""
 
-    def __init__(self, agent: Path) -> None:
+    def __init__(self, agent: Path, mapping: Mapping) -> None:
         """Start the launcher. Raises `EngineError`."""
         self._pid: int | None = None
         self._pidfd: int | None = None
@@ -95,7 +94,7 @@ class Launch:
         try:
             self._launcher = os.posix_spawn(
                 f"/proc/self/fd/{program}",
-                ["box-agent", "launch"],
+                ["box-agent", "launch", *(mapping.outer or ())],
                 {"PATH": os.environ.get("PATH", os.defpath)},
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
                 setsigmask=(),

@@ -47,8 +47,9 @@ def read(directory: Path) -> Record | None:
 
 def clear(directory: Path) -> None:
     """Remove the run files; the folder stays. Idempotent."""
-    for name in (SOCKET, STATE):
-        (_run(directory) / name).unlink(missing_ok=True)
+    if _run(directory).is_dir():
+        for path in _run(directory).iterdir():
+            path.unlink(missing_ok=True)
 
 
 def listen(directory: Path) -> socket.socket:
