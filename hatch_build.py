@@ -11,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class AgentBuildHook(BuildHookInterface[Any]):
-    """Runs ``make -C agent`` and marks the wheel as one for x86-64 Linux (a static program needs no particular libc)."""
+    """Runs ``make -C agent`` and marks the wheel as one for x86-64 Linux (a static program needs no libc)."""
 
     PLUGIN_NAME = "custom"
 

@@ -90,6 +90,14 @@ async def test_an_index_of_itself(hostile: HostileRegistry, store: ImageStore) -
         await store.pull(f"{hostile.host}/app:v1", platform="linux/amd64")
 
 
+async def test_other_bytes_with_the_same_content(hostile: HostileRegistry, store: ImageStore, small: Image) -> None:
+    hostile.add("app", "v1", small)
+    right = small.blobs[0]
+    wrong = right[:4] + b"\x01" + right[5:]  # the time stamp in gzip's header
+    hostile.rules[digest(right)] = lambda exchange: exchange.reply(200, wrong)
+    await refused(store, hostile, "the content has the digest")
+
+
 @pytest.mark.parametrize("part", ["manifest", "config", "blob"])
 async def test_wrong_bytes(hostile: HostileRegistry, store: ImageStore, small: Image, part: str) -> None:
     hostile.add("app", "v1", small)

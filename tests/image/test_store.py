@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hutch.image import RegistryConfig
+    from hutch.types import Progress
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 
@@ -126,18 +128,20 @@ async def test_pruning_spares_what_a_pull_counts_on(
     go = threading.Event()
 
     def slow(exchange: Exchange) -> None:
-        waiting.append(1)
         assert go.wait(10)
         hostile.honest(exchange)
 
-    waiting: list[int] = []
     hostile.rules[digest(small.blobs[1])] = slow
+    lower = anyio.Event()
+
+    def listen(step: Progress) -> None:
+        if step.phase == "done" and step.item == small.diff_ids[0]:
+            lower.set()
+
     async with anyio.create_task_group() as group:
-        group.start_soon(store.pull, f"{hostile.host}/app:v1")
-        lower = tmp_path / "images/layers" / small.diff_ids[0][7:]
+        group.start_soon(partial(store.pull, f"{hostile.host}/app:v1", progress=listen))
         with anyio.fail_after(10):
-            while not (waiting and lower.exists()):  # noqa: ASYNC110 - nothing tells of a new folder
-                await anyio.sleep(0.01)
+            await lower.wait()
             assert await store.prune(all=True) == 0
         go.set()
     assert all(path.is_dir() for path in store.layer_paths(store.get(f"{hostile.host}/app:v1")))

@@ -285,6 +285,7 @@ class LocalBox:
             cpu_seconds=usage.cpu_seconds,
             pids=usage.pids if usage.pids is not None else answer.processes,
             oom_kills=usage.oom_kills,
+            disk_bytes=await self._runtime.disks.written(self.id),
             uptime_seconds=answer.uptime,
             commands_started=answer.started,
             commands_failed=answer.failed,

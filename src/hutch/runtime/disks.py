@@ -93,6 +93,10 @@ class Disks:
         """Return what the layers take on the host's disk, in bytes, as far as this user may look."""
         return await anyio.to_thread.run_sync(lambda: sum(_usage(os.fspath(self._home.disk(n))) for n in names))
 
+    async def written(self, box_id: str) -> int:
+        """Return what a box's writable layer takes on the host's disk, in bytes, as far as this user may look."""
+        return await anyio.to_thread.run_sync(_usage, os.fspath(self._home.box(box_id) / "upper"))
+
     # Private methods.
 
     async def _delete_unnamed(self, names: set[str]) -> None:

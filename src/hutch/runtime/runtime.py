@@ -58,9 +58,6 @@ class LocalRuntime:
     def __init__(self, home: Path | str | None = None, *, engine: Engine | None = None) -> None:
         self._given_home = home
         self._given_engine = engine
-        # The caller's side of the background tasks; they live in a group of a task of their own, so that
-        # `close` can cancel them without cancelling the body of the caller's `async with`.
-        self._root = anyio.create_task_group()
         self._tasks: TaskGroup | None = None
         self._boxes: dict[str, LocalBox] = {}
         self._closed = False
@@ -82,6 +79,9 @@ class LocalRuntime:
         self.lives = Lives(self.home, self.store, self.engine, self.image_store, self.disks)
         self.images = LocalImages(self)
         self.volumes = LocalVolumes(self)
+        # The caller's side of the background tasks; they live in a group of a task of their own, so that
+        # `close` can cancel them without cancelling the body of the caller's `async with`.
+        self._root = anyio.create_task_group()
         await self._root.__aenter__()
         try:
             self._tasks = await self._root.start(_hold_tasks)

@@ -1,0 +1,32 @@
+"""The long suites in short form; `make census` and `make crash` run them in full."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.root, pytest.mark.slow]
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+
+
+def run(script: str, *arguments: str, seconds: float) -> str:
+    """Run a suite to its end and return what it says."""
+    done = subprocess.run(
+        [sys.executable, SCRIPTS / script, *arguments], capture_output=True, text=True, timeout=seconds
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(240)
+def test_census() -> None:
+    assert run("census.py", "--count", "3000", seconds=200).startswith("3000 executions, 0 deviations")
+
+
+@pytest.mark.timeout(240)
+def test_crash() -> None:
+    assert run("crash.py", "--rounds", "15", seconds=200).startswith("15 rounds, 0 findings")
