@@ -361,9 +361,12 @@ static bool is_whiteout(int parent, const char *name, struct stat *info) {
            info->st_rdev == makedev(0, 0);
 }
 
+/* The kernel makes whiteouts with the ids of whoever mounted the overlay, which mean nothing in the box. */
 static int put_whiteout(struct walk *w, const struct stat *info, const char *name) {
     struct tar_member like;
-    return describe(w, info, &like) < 0 ? -1 : put_marker(w, ".wh.", name, &like);
+    struct stat owned = *info;
+    owned.st_uid = owned.st_gid = w->options->shift ? w->options->base : 0;
+    return describe(w, &owned, &like) < 0 ? -1 : put_marker(w, ".wh.", name, &like);
 }
 
 static int put_entry(struct walk *w, int parent, const char *name) {

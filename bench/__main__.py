@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -57,6 +58,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.case) - set(_CASES):
         parser.error(f"there is no case {', '.join(sorted(unknown))}")
+    # Whoever ends us by a signal gets the same tidy end as by the keyboard.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     facts = machine.describe()
     began = time.monotonic()
     rows = anyio.run(_run, QUICK if arguments.quick else FULL, arguments.case or list(_CASES))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import anyio
 import msgspec
 
 import hutch
@@ -124,8 +125,9 @@ async def open_stage(plan: Plan) -> AsyncIterator[Stage]:
                         stage.absent |= dict.fromkeys(("podman", "docker"), "left out of the quick run")
                     yield stage
                 finally:
-                    for peer in stage.peers.values():
-                        await stage.on_thread(peer.stop)
+                    with anyio.CancelScope(shield=True):
+                        for peer in candidates:
+                            await stage.on_thread(peer.stop)
     finally:
         thread.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,6 +138,5 @@ async def _start(stage: Stage, peer: Peer) -> None:
         await stage.on_thread(peer.start)
     except Exception as error:  # whatever it is, it is reported in the peer's rows
         stage.absent[peer.name] = f"{type(error).__name__}: {error}"
-        await stage.on_thread(peer.stop)
     else:
         stage.peers[peer.name] = peer

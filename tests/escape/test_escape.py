@@ -160,6 +160,25 @@ def test_files_of_the_kernel(box: boxes.Box, image: Path, attempt: str, path: st
     assert inside.status == 1, inside
 
 
+def test_kernel_files_are_masked_and_read_only(box: boxes.Box) -> None:
+    """Also where ownership in the user namespace would refuse already."""
+    points: dict[str, list[str]] = {}
+    for line in anyio.run(box.sh, "cat /proc/self/mountinfo").out.splitlines():
+        left, _, right = line.partition(" - ")
+        points.setdefault(left.split()[4], []).extend([*left.split()[5].split(","), right.split()[0]])
+    for path in ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"):
+        if Path(path).exists():
+            assert {"ro", "nosuid", "nodev", "noexec", "proc"} <= set(points[path])
+    assert {"ro", "nosuid", "nodev", "noexec"} <= set(points["/sys"])
+    for path in ("acpi", "interrupts", "kcore", "keys", "kmsg", "latency_stats", "sched_debug", "scsi", "timer_list"):
+        if Path(f"/proc/{path}").exists():
+            assert "proc" not in points[f"/proc/{path}"]
+    for path in ("/sys/firmware", "/sys/devices/virtual/powercap", "/sys/fs/cgroup"):
+        if Path(path).exists():
+            assert {"ro", "tmpfs"} <= set(points[path])
+    assert "nodev" in points["/"]
+
+
 def test_kernel_settings_stay_read_only_for_paths_through_a_process(box: boxes.Box, image: Path) -> None:
     assert in_box(box, "write", "/proc/self/root/proc/sys/kernel/core_pattern").status == 1
     assert in_box(box, "write", "/proc/thread-self/root/proc/sysrq-trigger").status == 1

@@ -107,7 +107,7 @@ async def read(path: Path, home: Home, engine: Engine) -> tuple[BoxRecord, tuple
                 blob = Blob(digest=f"sha256:{entry.sha256}", size=entry.size)
                 home.disk(name).mkdir(mode=0o755)
                 await unpack_blob(_chunks(member), blob, home.disk(name), config=_LIMITS)
-    except HutchError as error:
+    except (HutchError, tarfile.TarError) as error:
         await _discard(made, home, engine)
         if isinstance(error, InvalidArgumentError):
             raise
@@ -142,14 +142,17 @@ def _pack(source: Path, owned_by_box: bool, target: Path) -> str:
     digest = hashlib.sha256()
     with target.open("wb") as out, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(ids.wrap(argv), stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=errors)
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             compressor = zstd.ZstdCompressor(level=3)
             while piece := process.stdout.read(_CHUNK):
                 _put(out, digest, compressor.compress(piece))
             _put(out, digest, compressor.flush())
+        except BaseException:
+            process.kill()
+            raise
         finally:
-            process.kill() if process.poll() is None and sys.exc_info()[0] else None
+            process.stdout.close()
             process.wait()
         if process.returncode:
             errors.seek(0)
@@ -196,10 +199,10 @@ def _manifest(path: Path, archive: tarfile.TarFile) -> Manifest:
     if member.size > MAX_MANIFEST:
         raise InvalidArgumentError(f"the archive {path} has a manifest of {member.size} bytes")
     content = archive.extractfile(member)
-    data = content.read() if content is not None else b""
     try:
+        data = content.read() if content is not None else b""
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidArgumentError(f"the archive {path} has a manifest that cannot be read: {error}") from error
     if manifest.format != FORMAT:
         raise InvalidArgumentError(f"the archive {path} has format {manifest.format}; this version reads {FORMAT}")

@@ -1,0 +1,265 @@
+"""Boxes: names, listing, logs, several processes on one home, recovery, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from hutch.engine.container import record as engine_record
+from hutch.errors import AlreadyExistsError, InvalidArgumentError, InvalidStateError, NotFoundError
+from hutch.runtime.runtime import LocalRuntime
+from tests.runtime.conftest import IMAGE
+from tests.runtime.helpers import in_time, sh, until
+
+if TYPE_CHECKING:
+    from hutch.runtime.box import LocalBox
+
+pytestmark = [pytest.mark.root, pytest.mark.anyio]
+
+MAIN = ["sh", "-c", "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done; read x < /gate; echo last; exit 3"]
+
+
+async def test_names_labels_and_prefixes(runtime: LocalRuntime) -> None:
+    first = await runtime.create(IMAGE, name="first", labels={"a": "1", "b": "2"})
+    second = await runtime.create(IMAGE, name="second", labels={"a": "1"})
+    with pytest.raises(AlreadyExistsError, match="first"):
+        await runtime.create(IMAGE, name="first")
+    assert [info.name for info in await runtime.list()] == ["first", "second"]
+    assert [info.name for info in await runtime.list(labels={"a": "1", "b": "2"})] == ["first"]
+    assert await runtime.list(labels={"a": "2"}) == []
+    for key in ("first", first.id, first.id[:8]):
+        assert (await runtime.get(key)).id == first.id
+    with pytest.raises(NotFoundError):
+        await runtime.get("third")
+    with pytest.raises(NotFoundError):
+        await runtime.create("no-such-image:1", pull="never")
+    for name in ("", "-x", "a/b", "..", "x" * 129, "a b", "é"):
+        with pytest.raises(InvalidArgumentError):
+            await runtime.create(IMAGE, name=name)
+    await second.start()
+    with pytest.raises(InvalidStateError, match="force"):
+        await runtime.remove("second")
+    await runtime.remove("second", force=True)
+    await runtime.remove("first")
+    assert await runtime.list() == []
+
+
+async def test_main_command_logs_and_exit_code(runtime: LocalRuntime) -> None:
+    box = await runtime.create(IMAGE, command=MAIN)
+    with in_time():
+        await box.start()
+        await box.start()
+        await until(lambda: _lines(box, 10))
+        streams = {"stdout": b"", "stderr": b""}
+        async for entry in box.logs():
+            streams[entry.stream] += entry.data
+        assert streams["stdout"] == b"out1\nout2\nout3\nout4\nout5\n"
+        assert streams["stderr"] == b"err1\nerr2\nerr3\nerr4\nerr5\n"
+        followed = bytearray()
+
+        async def follow() -> None:
+            async for entry in box.logs(follow=True):
+                followed.extend(entry.data)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            tasks.start_soon(follow)
+            await anyio.sleep(0.2)
+            await box.run(*sh("mkfifo /gate 2>/dev/null; echo go > /gate"))
+        assert sorted(followed.split()) == sorted([*[s + b"%d" % n for n in range(1, 6) for s in (b"out", b"err")], b"last"] * 2)
+        assert await box.wait() == 3
+    info = await box.info()
+    assert (info.state, info.exit_code, info.pid) == ("stopped", 3, None)
+    tail = b"".join([entry.data async for entry in box.logs(tail=1)])
+    assert tail == b"last\n"
+    assert [entry async for entry in box.logs(tail=0)] == []
+    assert b"".join([entry.data async for entry in box.logs(tail=1000)]).count(b"\n") == 11
+    # A new life has a new log.
+    with in_time():
+        await box.start()
+        await until(lambda: _lines(box, 10))
+        await box.kill(9)
+        assert (await box.info()).state == "stopped"
+
+
+async def test_two_processes_share_a_home(home: Path, runtime: LocalRuntime) -> None:
+    box = await runtime.create(IMAGE, name="shared")
+    await box.files.write("/f", b"from one")
+    async with LocalRuntime(home) as other:
+        twin = await other.get("shared")
+        with in_time():
+            assert await twin.files.read("/f") == b"from one"
+            execution = await box.exec(*sh("echo started; sleep 0.3; echo ended; exit 5"))
+            watched = await twin.attach(execution.id)
+            assert (await watched.wait()).stdout == b"started\nended\n"
+            assert (await execution.wait()).exit_code == 5
+            await twin.stop()
+            assert (await box.info()).state == "stopped"
+            await box.start()
+            assert (await twin.run("cat", "/f")).stdout == b"from one"
+    # The other runtime did not start the box, so its end does not stop it.
+    assert (await box.info()).state == "running"
+
+
+async def test_closing_stops_what_it_started_unless_detached(home: Path) -> None:
+    async with LocalRuntime(home) as runtime:
+        kept = await runtime.create(IMAGE, detach=True)
+        stopped = await runtime.create(IMAGE)
+        removed = await runtime.create(IMAGE, auto_remove=True)
+        for box in (kept, stopped, removed):
+            await box.run("true")
+    async with LocalRuntime(home) as runtime:
+        states = {info.id: info.state for info in await runtime.list()}
+        assert states == {kept.id: "running", stopped.id: "stopped"}
+        for box_id in states:
+            await runtime.remove(box_id, force=True)
+
+
+HOST = """
+import sys, anyio, hutch
+async def main(home, image):
+    async with hutch.Runtime.local(home) as runtime:
+        for number in range(1000):
+            box = await runtime.create(image, name=f"b{number}")
+            print(box.id, flush=True)
+            await box.run("sleep", "0.01")
+            await box.remove(force=True)
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+async def test_killed_hosts_leave_a_home_that_the_next_one_puts_in_order(home: Path) -> None:
+    """SIGKILL at arbitrary moments of create, start, exec and remove."""
+    cgroups = _cgroups()
+    for number in range(8):
+        host = subprocess.Popen([sys.executable, "-c", HOST, str(home), IMAGE], stdout=subprocess.PIPE)
+        assert host.stdout is not None
+        try:
+            with in_time(20):
+                await anyio.to_thread.run_sync(host.stdout.readline)
+                await anyio.sleep(0.002 + 0.007 * number)
+        finally:
+            host.kill()
+            host.wait()
+            host.stdout.close()
+        with in_time(20):
+            async with LocalRuntime(home) as runtime:
+                for info in await runtime.list():
+                    assert info.state in ("configured", "running", "stopped", "failed"), info
+                    box = await runtime.get(info.id)
+                    if info.state in ("configured", "running"):
+                        assert (await box.run("echo", "alive")).stdout == b"alive\n"
+                    else:
+                        await box.start()
+                        assert (await box.run("echo", "alive")).stdout == b"alive\n"
+                    await box.remove(force=True)
+                assert list(runtime.home.boxes.iterdir()) == []
+                assert list(runtime.home.disks.iterdir()) == []
+    assert _cgroups() == cgroups
+    assert str(home) not in Path("/proc/self/mountinfo").read_text()
+
+
+async def test_a_box_that_was_killed_from_outside_is_marked_with_the_reason(runtime: LocalRuntime, box: LocalBox) -> None:
+    pid = (await box.info()).pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with in_time():
+        await until(lambda: _is(box, "failed"))
+        info = await box.info()
+        assert info.pid is None
+        assert info.reason
+        await box.start()
+        assert (await box.run("echo", "again")).stdout == b"again\n"
+
+
+async def test_removing_leaves_nothing(runtime: LocalRuntime, box: LocalBox) -> None:
+    group = engine_record.read(runtime.home.box(box.id))
+    assert group is not None
+    execution = await box.exec(*sh("trap '' TERM; sleep 68.1 & sleep 68.2 & while :; do sleep 1; done"))
+    await box.files.write("/f", b"x")
+    await box.snapshots.create("s")
+    namespace = os.readlink(f"/proc/{(await box.info()).pid}/ns/pid")
+    assert _in_namespace(namespace)
+    with in_time():
+        await box.remove(force=True)
+        assert (await execution.wait()).exit_code == -9
+    assert _in_namespace(namespace) == []
+    assert not [path for path in _cgroups() if box.id in path]
+    assert list(runtime.home.boxes.iterdir()) == []
+    assert list(runtime.home.disks.iterdir()) == []
+    assert not runtime.home.lock(box.id).exists()
+    assert str(runtime.home.root) not in Path("/proc/self/mountinfo").read_text()
+    assert runtime.lives._channels == {}
+
+
+async def test_stop_start_keeps_files_and_stop_is_idempotent(box: LocalBox) -> None:
+    with in_time():
+        await box.files.write("/kept", b"1")
+        await box.run(*sh("rm /etc/release"))
+        for _ in range(2):
+            await box.stop()
+            await box.stop()
+            assert (await box.info()).state == "stopped"
+            await box.start()
+        assert await box.files.read("/kept") == b"1"
+        assert (await box.run("cat", "/etc/release")).exit_code == 1
+
+
+async def test_racing_life_and_death(runtime: LocalRuntime) -> None:
+    """Whatever the order, each call ends, with a result or a typed error, and the box is in one piece."""
+    from hutch.errors import HutchError
+
+    async def attempt(action: object) -> None:
+        try:
+            await action()  # type: ignore[operator]
+        except HutchError:
+            pass
+
+    for _ in range(3):
+        box = await runtime.create(IMAGE)
+        with in_time(30):
+            async with anyio.create_task_group() as tasks:
+                for action in (
+                    box.start, lambda b=box: b.run("true"), lambda b=box: b.stop(timeout=0.1), box.info,
+                    lambda b=box: b.kill(9), lambda b=box: b.files.write("/x", b"x"), lambda b=box: b.restart(timeout=0.1),
+                    lambda b=box: b.snapshots.create("s"), box.stats,
+                ):  # fmt: skip
+                    tasks.start_soon(attempt, action)
+            await box.start()
+            assert (await box.run("echo", "whole")).stdout == b"whole\n"
+            await box.remove(force=True)
+
+
+async def _is(box: LocalBox, state: str) -> bool:
+    return (await box.info()).state == state
+
+
+async def _lines(box: LocalBox, count: int) -> bool:
+    return b"".join([entry.data async for entry in box.logs()]).count(b"\n") >= count
+
+
+def _cgroups() -> list[str]:
+    found = []
+    for path in Path("/sys/fs/cgroup").rglob("*hutch*"):
+        if path.is_dir():
+            found += [str(p) for p in path.rglob("*") if p.is_dir()]
+    return sorted(found)
+
+
+def _in_namespace(namespace: str) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "ns/pid") == namespace:
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
