@@ -1,129 +1,118 @@
-"""A registry on loopback with two images: ``debian:demo`` (with Python) and ``busybox:demo``.
+"""Two small images, as OCI layouts: hutch/python (a minimal Debian with Python) and hutch/busybox; and a registry to
+serve them.
 
-    python scripts/demo_images.py [CACHE]     serve until standard input ends; the first line printed is HOST:PORT
-
-The images are made from this machine's own apt configuration, once, and kept in CACHE (default: .cache/demo).
+They are made from the machine's own Debian mirror, once, and kept in .cache/demo.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
-import sys
+import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
-
-from hutch.image import ImageStore
+from hutch.image.apt import sources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from hutch.types import Progress
+    from collections.abc import Callable, Iterator
 
 CACHE = Path(__file__).parent.parent / ".cache/demo"
-IMAGES = {"debian": "python3", "busybox": "/bin/sh"}
-PACKAGES = ("python3-minimal",)
-START_TIMEOUT = 20.0
+LAYOUT = CACHE / "layout"
+NAMES = ("python", "busybox")
 
 
-@contextmanager
-def served(cache: Path = CACHE) -> Iterator[str]:
-    """Yield the ``host:port`` of a registry that has the images; the first time it takes half a minute to make them."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with _registry(cache) as host:
-        if not (cache / "pushed").exists():
-            layout = _layout(cache)
-            for name in IMAGES:
-                target = f"docker://{host}/{name}:demo"
-                _run("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:{name}", target)
-            (cache / "pushed").touch()
-        yield host
+def build(say: Callable[[str], None]) -> None:
+    """Make the two images, as OCI layouts, from the machine's Debian mirror; nothing happens when they are there."""
+    LAYOUT.mkdir(parents=True, exist_ok=True)
+    for name, make in (("busybox", _busybox_root), ("python", _python_root)):
+        layout = LAYOUT / name
+        if layout.exists():
+            continue
+        say(f"Build the image hutch/{name}")
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="build-") as folder:
+            root = Path(folder) / "root"
+            command = make(root)
+            partial = Path(folder) / "layout"
+            _run("umoci", "init", "--layout", partial)
+            _run("umoci", "new", "--image", f"{partial}:latest")
+            _run("umoci", "insert", *_rootless(), "--image", f"{partial}:latest", root, "/")
+            _run("umoci", "config", "--image", f"{partial}:latest", "--config.cmd", command)
+            partial.rename(layout)
 
 
-def _layout(cache: Path) -> Path:
-    """Make an OCI layout with both images."""
-    layout = cache / "oci"
-    if not (layout / "done").exists():
-        shutil.rmtree(layout, ignore_errors=True)
-        _run("umoci", "init", "--layout", str(layout))
-        for name, folder in anyio.run(_trees, cache / "store").items():
-            image = f"{layout}:{name}"
-            _run("umoci", "new", "--image", image)
-            _run("umoci", "insert", "--image", image, str(folder), "/")
-            path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-            _run("umoci", "config", "--image", image, "--config.cmd", IMAGES[name], "--config.env", path)
-        (layout / "done").touch()
-    return layout
+def _busybox_root(root: Path) -> str:
+    """Make a root file system of the static busybox; returns the image's command."""
+    (root / "bin").mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    for applet in _run("/bin/busybox", "--list").split():
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
+    for folder in ("etc", "root", "tmp", "usr", "var"):
+        (root / folder).mkdir()
+    (root / "tmp").chmod(0o1777)
+    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+    (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
+    return "/bin/sh"
 
 
-async def _trees(folder: Path) -> dict[str, Path]:
-    store = ImageStore(folder)
-    busybox = await store.bootstrap(reference="busybox:demo", flavour="busybox", progress=_say)
-    debian = await store.bootstrap(reference="debian:demo", packages=PACKAGES, progress=_say)
-    return {"busybox": store.layer_paths(busybox)[0], "debian": store.layer_paths(debian)[0]}
+def _python_root(root: Path) -> str:
+    """Make a minimal Debian with Python; returns the image's command."""
+    options = ["--variant=minbase", "--include=python3-minimal"]
+    # Documentation and caches would be half of the image.
+    options += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale", "info")]
+    options += ['--customize-hook=rm -rf "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*']
+    _run("mmdebstrap", "--quiet", *options, "bookworm", root, *sources("bookworm"))
+    return "python3"
 
 
-def _say(step: Progress) -> None:
-    if step.phase == "bootstrap":
-        print(f"  {step.item}", file=sys.stderr, flush=True)
+def _rootless() -> list[str]:
+    """The option that umoci needs from an ordinary user."""
+    return ["--rootless"] if os.geteuid() else []
 
 
-@contextmanager
-def _registry(cache: Path) -> Iterator[str]:
+@contextlib.contextmanager
+def registry() -> Iterator[str]:
+    """Serve a registry on a free loopback port for a while; yields its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{probe.getsockname()[1]}"
-    config = {
-        "version": "0.1",
-        "log": {"level": "error", "accesslog": {"disabled": True}},
-        "storage": {"filesystem": {"rootdirectory": str(cache / "registry")}},
-        "http": {"addr": host},
-    }
-    (cache / "registry.json").write_text(json.dumps(config))  # JSON is YAML
-    with (cache / "registry.log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(cache / "registry.json")], stdout=log, stderr=log)
+        port = probe.getsockname()[1]
+    config = CACHE / "registry.yml"
+    data = CACHE / "registry"
+    config.write_text(
+        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+    )
+    server = subprocess.Popen(
+        ["docker-registry", "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
-        _await_port(host, process, cache / "registry.log")
-        yield host
+        deadline = time.monotonic() + 20
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if time.monotonic() > deadline or server.poll() is not None:
+                raise SystemExit("the registry did not start")
+            time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
     finally:
-        process.terminate()
-        process.wait(timeout=10)
+        server.terminate()
+        server.wait()
 
 
-def _await_port(host: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    address, _, port = host.partition(":")
-    deadline = time.monotonic() + START_TIMEOUT
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            socket.create_connection((address, int(port)), timeout=1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    raise SystemExit(f"docker-registry does not start: {log.read_text()[-500:]}")
+def push(name: str, address: str) -> None:
+    """Copy an image from its layout to the registry."""
+    target = f"docker://{address}/hutch/{name}:latest"
+    _run("skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{LAYOUT / name}:latest", target)
 
 
-def _run(*argv: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(argv[:2])} failed: {done.stderr.strip()[-500:]}")
-
-
-def main() -> None:
-    """Serve until standard input ends."""
-    if os.geteuid() != 0:
-        raise SystemExit("making the images needs root")
-    with served(Path(sys.argv[1]) if len(sys.argv) > 1 else CACHE) as host:
-        print(host, flush=True)
-        sys.stdin.read()
-
-
-if __name__ == "__main__":
-    main()
+def _run(*words: str | Path) -> str:
+    """Run a program quietly; its messages are shown when it fails."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{words[0]} failed:\n{done.stderr[-2000:]}")
+    return done.stdout

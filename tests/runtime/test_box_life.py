@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
-MAIN = ["sh", "-c", "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done; read x < /gate; echo last; exit 3"]
+MAIN = ["sh", "-c", "for i in 1 2 3 4 5; do echo out$i; echo err$i >&2; done; until [ -e /gate ]; do sleep 0.02; done; echo last; exit 3"]
 
 
 async def test_names_labels_and_prefixes(runtime: LocalRuntime) -> None:
@@ -73,7 +73,7 @@ async def test_main_command_logs_and_exit_code(runtime: LocalRuntime) -> None:
             tasks.start_soon(follow)
             tasks.start_soon(follow)
             await anyio.sleep(0.2)
-            await box.run(*sh("mkfifo /gate 2>/dev/null; echo go > /gate"))
+            await box.files.write("/gate", b"")
         assert sorted(followed.split()) == sorted([*[s + b"%d" % n for n in range(1, 6) for s in (b"out", b"err")], b"last"] * 2)
         assert await box.wait() == 3
     info = await box.info()
@@ -85,8 +85,21 @@ async def test_main_command_logs_and_exit_code(runtime: LocalRuntime) -> None:
     # A new life has a new log.
     with in_time():
         await box.start()
-        await until(lambda: _lines(box, 10))
-        await box.kill(9)
+        assert await box.wait() == 3
+        assert b"".join([entry.data async for entry in box.logs()]).count(b"last\n") == 1
+
+
+async def test_killing_the_main_command_ends_the_box(runtime: LocalRuntime) -> None:
+    box = await runtime.create(IMAGE, command=["sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.02; done"])
+    with in_time():
+        with pytest.raises(InvalidStateError):
+            await box.kill()
+        await box.start()
+        await until(lambda: _lines(box, 1))
+        await box.kill(signal.SIGTERM)
+        assert await box.wait() == 7
+        await box.start()
+        await box.kill()
         assert (await box.info()).state == "stopped"
 
 
@@ -258,8 +271,9 @@ def _in_namespace(namespace: str) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if os.readlink(process / "ns/pid") == namespace:
-                found.append(process.name)
+            state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            if os.readlink(process / "ns/pid") == namespace and state not in "ZX":
+                found.append(f"{process.name} {state}")
         except OSError:
             continue
     return found
