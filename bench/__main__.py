@@ -58,7 +58,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.case) - set(_CASES):
         parser.error(f"there is no case {', '.join(sorted(unknown))}")
-    # Whoever ends us by a signal gets the same tidy end as by the keyboard.
+    # SIGTERM gets the same tidy end as an interrupt from the keyboard, in the background of a shell too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     facts = machine.describe()
     began = time.monotonic()

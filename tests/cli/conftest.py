@@ -18,9 +18,9 @@ import time
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import pytest
-from tests import rootfs
 
 from hutch.cli.main import main
+from tests import rootfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests import rootfs as rootfs_builder
 
 from hutch.engine.container import ContainerEngine
+from tests import rootfs as rootfs_builder
 
 if TYPE_CHECKING:
     from pathlib import Path

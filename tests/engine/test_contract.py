@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 import pytest
-from tests.engine.boxes import plan, running
 
 from hutch.engine.base import Capability, Lower, MountPlan, Observed, Usage
 from hutch.errors import EngineError, InvalidArgumentError, InvalidStateError, StorageError, UpstreamUnavailableError
 from hutch.host import mapping, proc
+from tests.engine.boxes import plan, running
 
 if TYPE_CHECKING:
     from hutch.engine.container import ContainerEngine

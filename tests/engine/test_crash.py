@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from tests.engine.boxes import plan
 
 from hutch.engine.container import ContainerEngine
+from tests.engine.boxes import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from tests.engine.boxes import plan, running
 
 from hutch.host import cgroup
 from hutch.types import Limits
+from tests.engine.boxes import plan, running
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from tests import rootfs as rootfs_builder
-from tests.engine import boxes
 
 from hutch.core import agentproto
 from hutch.engine.base import Lower
@@ -25,6 +23,8 @@ from hutch.engine.container import ContainerEngine
 from hutch.engine.container.launch import sealed_agent
 from hutch.host.binary import agent_path
 from hutch.types import Limits
+from tests import rootfs as rootfs_builder
+from tests.engine import boxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,9 +6,9 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.registry import DockerRegistry, HostileRegistry, Image, docker_registry, entry, hostile_registry, tar
 
 from hutch.image import ImageStore, RegistryConfig
+from tests.registry import DockerRegistry, HostileRegistry, Image, docker_registry, entry, hostile_registry, tar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

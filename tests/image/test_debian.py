@@ -14,9 +14,8 @@ import pytest
 from hutch.image import ImageStore
 
 if TYPE_CHECKING:
-    from tests.registry import DockerRegistry
-
     from hutch.image import RegistryConfig
+    from tests.registry import DockerRegistry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -10,12 +10,12 @@ import anyio
 import httpx2
 import msgspec
 import pytest
-from tests.registry import OCI_MANIFEST, Exchange, HostileRegistry, Image, digest, hostile_registry
 
 from hutch.errors import ImageError
 from hutch.image import Credential, ImageStore, RegistryConfig
 from hutch.image.auth import Login
 from hutch.image.registry import _Host
+from tests.registry import OCI_MANIFEST, Exchange, HostileRegistry, Image, digest, hostile_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

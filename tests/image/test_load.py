@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from backports import zstd
-from tests.registry import OCI_MANIFEST, Image, digest, entry, index_of, tar
 
 from hutch.errors import ImageError, InvalidArgumentError, ResourceExhaustedError
 from hutch.image import ImageStore, RegistryConfig
+from tests.registry import OCI_MANIFEST, Image, digest, entry, index_of, tar
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,17 +12,16 @@ import anyio
 import msgspec
 import pytest
 from backports import zstd
-from tests.registry import Image, digest, docker_registry, entry, tar
 
 from hutch.errors import ImageError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from hutch.image import Credential, ImageStore, RegistryConfig
+from tests.registry import Image, digest, docker_registry, entry, tar
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.registry import DockerRegistry
-
     from hutch.types import Progress
+    from tests.registry import DockerRegistry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 

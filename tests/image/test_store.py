@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from tests.registry import Exchange, HostileRegistry, Image, digest, entry, tar
 
 from hutch.errors import ImageError, InvalidArgumentError, InvalidStateError, NotFoundError
 from hutch.image import ImageStore
+from tests.registry import Exchange, HostileRegistry, Image, digest, entry, tar
 
 if TYPE_CHECKING:
     from pathlib import Path

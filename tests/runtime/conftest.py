@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from tests import rootfs
 
 from hutch.runtime.runtime import LocalRuntime
+from tests import rootfs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests import rootfs
 
 import hutch.sync
 from hutch.errors import DeadlineError, ExecError, NotFoundError, RuntimeClosedError
+from tests import rootfs
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = "busybox:test"
