@@ -11,6 +11,8 @@ import signal as _signal
 
 import msgspec
 
+# ``gc=False``: thousands of these are alive while boxes are listed, and none can be part of a cycle.
+
 
 class BoxState(enum.StrEnum):
     """What a box is doing. The legal moves are in ``hutch.core.lifecycle``."""
@@ -32,7 +34,7 @@ class Isolation(enum.StrEnum):
     CONTAINER = "container"
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class Limits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a box may use. ``None`` means no limit of its own."""
 
     cpus: int | None = None
@@ -41,7 +43,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     pids: int | None = 4096
 
 
-class Mount(msgspec.Struct, frozen=True, kw_only=True):
+class Mount(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A host folder or file, or a managed volume (``volume`` is its name), that a box sees at ``target``."""
 
     target: str
@@ -50,7 +52,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool = False
 
 
-class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
+class BoxSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a box is made from.
 
     ``command`` is the main command (``None``: the box has none and idles until someone executes something in it; an
@@ -78,7 +80,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True):
     platform: str | None = None
 
 
-class BoxInfo(msgspec.Struct, frozen=True, kw_only=True):
+class BoxInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A snapshot of a box's record and state."""
 
     id: str

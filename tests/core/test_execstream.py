@@ -58,7 +58,7 @@ class Watching(RuleBasedStateMachine):
         self.lost = dict.fromkeys(STREAMS, 0)
         self.ended: set[int] = set()
         self.exited = False
-        self.told_exit = False
+        self.connected = True
         self.finished = 0
         self.abandoned = False
 
@@ -135,9 +135,9 @@ class Watching(RuleBasedStateMachine):
     @rule()
     def exit(self) -> None:
         """The process ends; the notice may overtake output, and is repeated after a re-attach."""
-        if not self.exited and any(not agent.attached for agent in self.agents.values()):
-            return
         self.exited = True
+        if not self.connected:
+            return
         self.feed(EXIT)
 
     @rule(stream=st.sampled_from(STREAMS), pieces=st.integers(1, 5))
@@ -151,6 +151,7 @@ class Watching(RuleBasedStateMachine):
     @precondition(lambda self: not self.finished)
     @rule()
     def cut(self) -> None:
+        self.connected = False
         for agent in self.agents.values():
             agent.attached = False
 
@@ -158,7 +159,8 @@ class Watching(RuleBasedStateMachine):
     @rule()
     def attach_again(self) -> None:
         """A new connection: from the machine's positions, with a gap where the agent dropped bytes meanwhile."""
-        positions = self.machine.positions(STREAMS)
+        self.connected = True
+        positions = self.machine.attach(STREAMS)
         assert set(positions) == set(STREAMS) - self.ended
         for stream, position in positions.items():
             agent = self.agents[stream]
@@ -185,7 +187,6 @@ class Watching(RuleBasedStateMachine):
     @invariant()
     def phases(self) -> None:
         assert (self.machine.phase is Phase.FINISHED) == (self.finished == 1)
-        assert self.machine.phase is not Phase.RUNNING or not self.exited
         for stream in STREAMS:
             assert self.machine.dropped(stream) == self.lost[stream]
         if any(self.lost.values()):
@@ -205,7 +206,7 @@ class Watching(RuleBasedStateMachine):
             return
         for agent in self.agents.values():
             agent.open = False
-        if not all(agent.attached for agent in self.agents.values()):
+        if not self.connected:
             self.attach_again()
         for _ in range(200):
             for stream in STREAMS:
@@ -271,11 +272,11 @@ def test_a_stream_that_nobody_asked_about_is_ignored() -> None:
 def test_a_late_watcher_begins_where_it_says() -> None:
     machine = ExecStream(window=WINDOW)
     machine.rewind(STDOUT, 10)
-    assert machine.positions(STREAMS) == {STDOUT: 10, STDERR: 0}
+    assert machine.attach(STREAMS) == {STDOUT: 10, STDERR: 0}
     assert machine.receive(Data(STDOUT, 8, b"abcd")) == [Chunk(STDOUT, 10, 2, b"cd")]
     assert machine.receive(Gap(STDERR, 0, 5)) == [Lost(STDERR, 5)]
     assert (machine.dropped(STDERR), machine.incomplete) == (5, True)
-    assert machine.positions([STDOUT, STDERR]) == {STDOUT: 10, STDERR: 5}
+    assert machine.attach([STDOUT, STDERR]) == {STDOUT: 10, STDERR: 5}
 
 
 def test_an_exit_that_was_reported_outlives_the_box() -> None:

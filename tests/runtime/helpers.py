@@ -58,7 +58,7 @@ class Sink:
 
 
 class BlockingSink:
-    """A sink with an ordinary blocking ``write``, which takes nothing while it is shut."""
+    """A sink with an ordinary blocking ``write``, which takes nothing while it is shut (five seconds at most)."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -67,7 +67,7 @@ class BlockingSink:
 
     def write(self, data: bytes) -> None:
         self.called.set()
-        self.open.wait(60)
+        self.open.wait(5)
         self.data += data
 
 

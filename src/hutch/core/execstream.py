@@ -78,6 +78,8 @@ class _Flow(msgspec.Struct):
     received: int = 0
     # Everything before this was handed to the sink.
     delivered: int = 0
+    # This connection brought everything before this: more must not be acknowledged to it.
+    arrived: int = 0
     # The agent knows of everything before this.
     acked: int = 0
     # Bytes that the agent reported as dropped.
@@ -101,15 +103,20 @@ class ExecStream:
     def rewind(self, stream: int, position: int) -> None:
         """Begin to watch a stream at a position other than 0. Only before its first event."""
         flow = self._flows[stream]
-        flow.received = flow.delivered = flow.acked = position
+        flow.received = flow.delivered = flow.arrived = flow.acked = position
 
-    def positions(self, streams: Iterable[int]) -> dict[int, int]:
-        """Where to attach (again): behind what was delivered, in each stream that has not ended.
+    def attach(self, streams: Iterable[int]) -> dict[int, int]:
+        """Begin to watch streams, or go on after a lost connection: where to attach those that have not ended.
 
-        What was received but not delivered comes twice, and is skipped: the agent must keep it as long as a sink may
-        still read it from the shared window.
+        That is behind what was delivered. What was received but not delivered comes twice, and is skipped: the agent must
+        keep it as long as a sink may still read it from the shared window.
         """
-        return {s: self._flows[s].delivered for s in streams if s in self._flows and not self._flows[s].ended}
+        positions = {}
+        for stream in streams:
+            flow = self._flows.get(stream)
+            if flow is not None and not flow.ended:
+                positions[stream] = flow.arrived = flow.acked = flow.delivered
+        return positions
 
     def receive(self, event: StreamEvent) -> list[Output]:
         """Take what the agent reported. Raises `FrameError` for what breaks the protocol (a hole, a chunk after the
@@ -131,12 +138,7 @@ class ExecStream:
         """Everything before ``position`` was handed to the sink (or thrown away, if the sink failed)."""
         flow = self._flows[stream]
         flow.delivered = max(flow.delivered, min(position, flow.received))
-        outputs: list[Output] = []
-        if not flow.ended and flow.delivered - flow.acked >= self._ack_after:
-            flow.acked = flow.delivered
-            outputs.append(Ack(stream, flow.delivered))
-        outputs += self._settle()
-        return outputs
+        return [*self._acknowledge(stream, flow), *self._settle()]
 
     def abandon(self, exit: Exited) -> list[Output]:
         """No more events will come (the box died): end every stream where it stands; an exit that was reported stays
@@ -177,16 +179,25 @@ class ExecStream:
         if (skip := flow.received - position) > 0:  # seen before a re-attach
             position, length = flow.received, length - skip
             data = data[skip:] if data is not None else None
+        flow.arrived = max(flow.arrived, position + length)
         if length <= 0:
-            return []
+            return self._acknowledge(event.stream, flow)
         if data is None and length > self._window:
             raise FrameError("the agent announced more output than its window holds")
         flow.received += length
         return [Chunk(event.stream, position, length, data)]
 
+    def _acknowledge(self, stream: int, flow: _Flow) -> list[Output]:
+        position = min(flow.delivered, flow.arrived)
+        if flow.ended or position - flow.acked < self._ack_after:
+            return []
+        flow.acked = position
+        return [Ack(stream, position)]
+
     def _gap(self, flow: _Flow, event: Gap) -> list[Output]:
         if event.start > flow.received:
             raise FrameError("the agent reported a gap ahead of the output")
+        flow.arrived = max(flow.arrived, event.end)
         count = event.end - flow.received
         if count <= 0:
             return []

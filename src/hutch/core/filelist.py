@@ -39,6 +39,6 @@ def parse_listing(data: bytes) -> list[FileInfo]:
                     target=target.decode("utf-8", "surrogateescape") if kind == b"l" else None,
                 )
             )
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         raise UpstreamUnavailableError("the box's agent sent a malformed list of files") from error
     return found

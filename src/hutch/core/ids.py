@@ -33,13 +33,13 @@ def is_id(text: str) -> bool:
 
 def check_name(name: str, what: str = "box") -> str:
     """Return the name if it is legal. Raises `InvalidArgumentError`."""
-    if not _NAME.match(name):
-        raise InvalidArgumentError(f"{what} name {name!r} is not valid: 1 to 128 {_RULE}")
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise InvalidArgumentError(f"{what} name {name!r:.100} is not valid: 1 to 128 {_RULE}")
     return name
 
 
 def check_volume_name(name: str) -> str:
     """Return the volume name if it is legal. Raises `InvalidArgumentError`."""
-    if not _VOLUME.match(name):
-        raise InvalidArgumentError(f"volume name {name!r} is not valid: 2 to 128 {_RULE}")
+    if not isinstance(name, str) or not _VOLUME.match(name):
+        raise InvalidArgumentError(f"volume name {name!r:.100} is not valid: 2 to 128 {_RULE}")
     return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,18 @@ from hutch.errors import (
     NotFoundError,
 )
 from hutch.runtime import logs
-from hutch.runtime.checks import check_command, check_env, check_seconds, check_size
+from hutch.runtime.checks import (
+    check_bytes,
+    check_callable,
+    check_command,
+    check_env,
+    check_seconds,
+    check_sink,
+    check_size,
+    check_text,
+    check_whole,
+    quoted,
+)
 from hutch.runtime.execution import COLLECT_LIMIT, DISCARD, Host, LocalExecution
 from hutch.runtime.files import BoxFiles
 from hutch.runtime.home import new_id
@@ -37,6 +49,9 @@ if TYPE_CHECKING:
     from hutch.runtime.command import Command
     from hutch.runtime.runtime import LocalRuntime
     from hutch.types import BoxInfo, Result
+
+
+_MAX_POSITION = (1 << 64) - 1
 
 
 class LocalBox:
@@ -113,6 +128,7 @@ class LocalBox:
 
     async def kill(self, signum: int = 9) -> None:
         """Send a signal to the main command; SIGKILL ends the whole box."""
+        check_whole("signal", signum, 1, 64)
         if not (await self.info()).pid:
             raise InvalidStateError(f"box {self.name or self.id} does not run")
         if signum == 9:
@@ -180,7 +196,7 @@ class LocalBox:
             cwd=cwd,
             user=user,
             tty=(rows, cols) if tty else None,
-            stdin=stdin,
+            stdin=bool(stdin),
             timeout=timeout,
             kill_after=kill_after,
             linger=linger,
@@ -202,8 +218,9 @@ class LocalBox:
     ) -> Result:
         """Run a command to its end and return what it wrote. When the call is cancelled the command is killed:
         nobody could wait for it."""
-        if max_output < 0:
-            raise InvalidArgumentError(f"max_output {max_output} is negative")
+        check_whole("max_output", max_output, 0, sys.maxsize)
+        if input is not None:
+            check_bytes("input", input)
         execution = await self._start(
             command,
             env=env,
@@ -237,8 +254,11 @@ class LocalBox:
         stderr: Sink | None = None,
     ) -> LocalExecution:
         """Watch an execution that was started by anyone, from the given positions of (stdout, stderr)."""
-        if min(after) < 0:
-            raise InvalidArgumentError(f"{after} are not positions in an output")
+        check_text("the id of an execution", exec_id)
+        if not isinstance(after, tuple) or len(after) != 2:
+            raise InvalidArgumentError(f"after {quoted(after)} is not a pair of positions")
+        for position in after:
+            check_whole("the position in an output", position, 0, _MAX_POSITION)
         channel = await self._lives.channel(self.id, start=False)
         record = await self._exec_record(channel, exec_id)
         channel = await self._lives.own_channel(self.id)
@@ -295,6 +315,8 @@ class LocalBox:
 
     async def logs(self, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogEntry]:
         """What the main command wrote. See `hutch.sdk.base.Box.logs`."""
+        if tail is not None:
+            check_whole("tail", tail, 0, sys.maxsize)
         record = self._lives.record(self.id)
         directory = self._runtime.home.box(self.id)
         records = logs.read(directory)
@@ -353,8 +375,8 @@ class LocalBox:
 
     async def start_file_op(self, op: proto.FileOp, path: str, **options: Any) -> LocalExecution:
         """Start a file operation of the agent: an execution like any other."""
-        if not path or "\0" in path:
-            raise InvalidArgumentError(f"{path!r} is not a path")
+        if not check_text("the path", path):
+            raise InvalidArgumentError("the path is empty")
         return await self._start((), file_op=op, path=path, **options)
 
     async def dispose(self, execution: LocalExecution) -> None:
@@ -386,6 +408,14 @@ class LocalBox:
         check_seconds("timeout", timeout)
         check_seconds("kill_after", kill_after)
         check_seconds("linger", linger)
+        check_env(env or {})
+        for what, text in (("cwd", cwd), ("user", user)):
+            if text is not None:
+                check_text(what, text)
+        for sink in (sinks or {}).values():
+            if sink is not DISCARD:
+                check_sink("the sink", sink)
+        check_callable("on_exit", on_exit)
         channel = await self._lives.channel(self.id)
         record = self._lives.settings(self.id)
         self._counts_oom = record.spec.limits.memory_mib is not None
@@ -405,7 +435,7 @@ class LocalBox:
         watch = execution.watches_all()
         self._executions.add(execution)
         try:
-            variables = check_env({**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})})
+            variables = {**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})}
             answer = await channel.request(
                 lambda req: proto.start(
                     execution.id,

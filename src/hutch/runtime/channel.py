@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 log = logging.getLogger("hutch.channel")
+
+_thread = threading.local()
 
 _READ_SIZE = 512 * 1024
 _READS_PER_TURN = 4
@@ -76,8 +79,7 @@ class AgentChannel:
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
-        self._buffer = bytearray(_READ_SIZE)
-        self._view = memoryview(self._buffer)
+        self._view = _read_buffer()
         # Bytes that the socket did not take yet.
         self._unsent = bytearray()
         self._requests: dict[int, asyncio.Future[proto.Answer]] = {}
@@ -244,10 +246,10 @@ class AgentChannel:
 
     def _receive(self) -> int:
         if not self._windows:
-            return self._socket.recv_into(self._buffer)
+            return self._socket.recv_into(self._view)
         fds = array.array("i")
         size, ancillary, _, _ = self._socket.recvmsg_into(
-            [self._buffer], socket.CMSG_LEN(16 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+            [self._view], socket.CMSG_LEN(16 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
         )
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -289,6 +291,15 @@ class AgentChannel:
             os.close(fd)
             raise
         take(fd, answer.window)
+
+
+def _read_buffer() -> memoryview:
+    """The buffer that all channels of a thread's event loop read into: what is read is decoded, and so copied, at
+    once."""
+    view: memoryview | None = getattr(_thread, "buffer", None)
+    if view is None:
+        view = _thread.buffer = memoryview(bytearray(_READ_SIZE))
+    return view
 
 
 def _error(answer: proto.Failed, command: tuple[str, ...]) -> HutchError:

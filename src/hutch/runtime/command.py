@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hutch.errors import InvalidStateError
+from hutch.runtime.checks import check_bytes
 from hutch.runtime.execution import DISCARD
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Command:
             "linger": linger,
             "on_exit": on_exit,
         }
+        if stdin is not None:
+            check_bytes("stdin", stdin)
         self._stdin = stdin
         self._execution: LocalExecution | None = None
 

@@ -18,8 +18,9 @@ from hutch.errors import (
     InvalidStateError,
     NotFoundError,
     RuntimeClosedError,
+    UpstreamUnavailableError,
 )
-from hutch.runtime.checks import check_seconds, check_size
+from hutch.runtime.checks import check_seconds, check_size, check_whole
 from hutch.runtime.outputs import Collector, Consumer, Discard, OutputStream, Pump
 from hutch.runtime.stdin import ExecStdin
 from hutch.runtime.windows import Windows
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 COLLECT_LIMIT = 64 << 20
 # What the agent takes from the starter of an execution before it grants more.
 _STARTER_CREDIT = 64 * 1024
+
+# How long a lost connection may take to turn out as the end of the box, or to be made again.
+_RESUME_SECONDS = 5.0
 
 DISCARD = object()
 """As a sink: throw the stream away."""
@@ -140,9 +144,8 @@ class LocalExecution:
     async def signal(self, signum: int) -> None:
         """Send a signal to the process group."""
         self._check_running()
-        if not 1 <= signum <= 64:
-            raise InvalidArgumentError(f"signal {signum} does not exist")
-        await self._channel.request(lambda req: proto.signal(self.id, signum, req=req))
+        check_whole("signal", signum, 1, 64)
+        await self._request(lambda req: proto.signal(self.id, signum, req=req))
 
     async def kill(self) -> None:
         """Send SIGKILL to the process group."""
@@ -154,7 +157,7 @@ class LocalExecution:
             raise InvalidArgumentError("the command has no terminal; start it with tty=True to resize it")
         check_size(rows, cols)
         self._check_running()
-        await self._channel.request(lambda req: proto.resize(self.id, rows, cols, req=req))
+        await self._request(lambda req: proto.resize(self.id, rows, cols, req=req))
 
     async def close(self) -> None:
         """Let go of the execution; the command goes on. Idempotent."""
@@ -214,9 +217,7 @@ class LocalExecution:
         """Attach to an execution that someone else started. Raises `NotFoundError` or `SessionReapedError`."""
         wanted = set(self._outputs) - self._watched
         self._watched |= wanted
-        answer = await self._channel.request(
-            lambda req: proto.attach(self.id, self._machine.positions(wanted), req=req)
-        )
+        answer = await self._channel.request(lambda req: proto.attach(self.id, self._machine.attach(wanted), req=req))
         if isinstance(answer, proto.Attached):
             self.stdin.begin(answer.stdin_credit)
 
@@ -314,7 +315,7 @@ class LocalExecution:
     async def _attach_or_fail(self, streams: set[int]) -> None:
         try:
             answer = await self._channel.request(
-                lambda req: proto.attach(self.id, self._machine.positions(streams), req=req)
+                lambda req: proto.attach(self.id, self._machine.attach(streams), req=req)
             )
         except HutchError as error:
             if not self._channel.closed:  # otherwise the loss of the channel is dealt with
@@ -415,6 +416,20 @@ class LocalExecution:
         output = self._outputs.get(stream)
         return output.getvalue() if isinstance(output, Collector) else b""
 
+    async def _request(self, build: Callable[[int], bytes]) -> None:
+        """Ask the agent for something that only a running command can do."""
+        channel = self._channel
+        try:
+            await channel.request(build)
+        except UpstreamUnavailableError:
+            if not channel.closed:
+                raise
+            # With the end of its main command the whole box goes, and the answer may be lost with it.
+            with anyio.move_on_after(_RESUME_SECONDS):
+                await self._reaped.wait()
+            self._check_running()
+            raise
+
     def _check_running(self) -> None:
         self.check_open()
         if self._machine.phase is not Phase.RUNNING:
@@ -447,7 +462,7 @@ class LocalExecution:
             self._claim_nothing()
 
     async def _attach_again(self, channel: AgentChannel) -> None:
-        positions = self._machine.positions(self._watched)
+        positions = self._machine.attach(self._watched)
         answer = await channel.request(lambda req: proto.attach(self.id, positions, req=req))
         if isinstance(answer, proto.Attached):
             self.stdin.begin(answer.stdin_credit)

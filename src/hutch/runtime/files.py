@@ -8,10 +8,12 @@ else, whatever the names in the stream are; see `hutch.host.untar`.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import io
 import os
 import posixpath
+import socket
+import sys
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +33,7 @@ from hutch.errors import (
     StorageError,
 )
 from hutch.host.untar import extract_below
+from hutch.runtime.checks import check_bytes, check_path, check_text, check_whole
 from hutch.runtime.execution import DISCARD
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class BoxFiles:
 
     async def read(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
         """Return a file's bytes."""
+        check_whole("max_bytes", max_bytes, 0, sys.maxsize)
         buffer = io.BytesIO()
 
         def consume(stream: tarfile.TarFile) -> None:
@@ -72,14 +76,16 @@ class BoxFiles:
 
     async def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Create or replace a file, atomically; missing parent directories are made."""
-        content = data.encode() if isinstance(data, str) else data
-        parent, name = posixpath.split(path)
+        content = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+        check_bytes("data", content)
+        check_whole("mode", mode, 0, 0o7777)
+        parent, name = posixpath.split(check_text("the path", path))
         if not name or name in (".", ".."):
             raise InvalidArgumentError(f"{path!r} is not the name of a file")
         parent = parent or "."
         info = tarfile.TarInfo(name)
-        info.size = len(content)
-        info.mode = mode & 0o7777
+        info.size = memoryview(content).nbytes
+        info.mode = mode
         info.mtime = _now()
         await self._make_parents(parent)
         await self._send(parent, lambda stream: stream.addfile(info, io.BytesIO(content)))
@@ -88,7 +94,8 @@ class BoxFiles:
         self, source: str | Path, target: str, *, overwrite: bool = True, follow_symlinks: bool = False
     ) -> None:
         """Copy a host file or directory into the box. See `hutch.sdk.base.Files.put`."""
-        path = Path(source)
+        path = check_path("the source", source)
+        check_text("the target", target)
         if not os.path.lexists(path):
             raise NotFoundError(f"{path} does not exist on the host")
         parent, name = await self._destination(target, path.name or path.resolve().name)
@@ -104,7 +111,8 @@ class BoxFiles:
 
     async def get(self, source: str, target: str | Path, *, overwrite: bool = True) -> None:
         """Copy a file or directory of the box to the host. See `hutch.sdk.base.Files.get`."""
-        path = Path(target)
+        path = check_path("the target", target)
+        check_text("the source", source)
         name = posixpath.basename(posixpath.normpath(source)) or "root"
         if path.is_dir() or str(target).endswith("/"):
             parent = path
@@ -196,35 +204,31 @@ class BoxFiles:
 
     async def _receive(self, path: str, consume: Callable[[tarfile.TarFile], None]) -> None:
         """Let ``consume`` (in a thread) read the tar that the agent makes of a path."""
-        read_end, write_end = _pipe()
-        sink = open(write_end, "wb", buffering=0)  # noqa: SIM115  # closed by the end of the execution below
+        ours, theirs = socket.socketpair()
         errors = io.BytesIO()
-        try:
-            execution = await self._box.start_file_op(
-                proto.FileOp.GET, path, sinks={proto.STDOUT: sink, proto.STDERR: errors}, linger=None
-            )
-        except BaseException:
-            os.close(read_end)
-            sink.close()
-            raise
         failure: Exception | None = None
 
         async def read() -> None:
             nonlocal failure
             try:
-                await anyio.to_thread.run_sync(_consume, read_end, consume)
-            except (HutchError, OSError, tarfile.TarError) as error:
+                await _in_thread(_consume, ours, consume)
+            except Exception as error:  # what comes from the box may break any reader in any way
                 failure = error
 
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(read)
-                result, broken = await _outcome(execution)
-                sink.close()
-        finally:
-            sink.close()
-            with anyio.CancelScope(shield=True):
-                await self._box.dispose(execution)
+        with ours, theirs, theirs.makefile("wb", buffering=0) as sink:
+            execution = await self._box.start_file_op(
+                proto.FileOp.GET, path, sinks={proto.STDOUT: sink, proto.STDERR: errors}, linger=None
+            )
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(read)
+                    try:
+                        result, broken = await _outcome(execution)
+                    finally:
+                        theirs.shutdown(socket.SHUT_RDWR)  # the end for the reader, also when we are cancelled
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._box.dispose(execution)
         if result is not None:
             _check(result, path, errors.getvalue())
         if failure is not None:
@@ -243,34 +247,27 @@ async def _outcome(execution: LocalExecution) -> tuple[Result | None, Exception 
 
 
 async def _feed_tar(execution: LocalExecution, produce: Callable[[tarfile.TarFile], None]) -> None:
-    read_end, write_end = _pipe()
+    ours, theirs = socket.socketpair()
     failure: Exception | None = None
 
-    def write() -> None:
-        with (
-            open(write_end, "wb", buffering=_PIECE) as file,
-            tarfile.open(fileobj=file, mode="w|", bufsize=_PIECE, format=tarfile.PAX_FORMAT) as stream,
-        ):
-            produce(stream)
-
-    async def run() -> None:
+    async def write() -> None:
         nonlocal failure
         try:
-            await anyio.to_thread.run_sync(write)
-        except BrokenPipeError:  # the box gave up: its error message tells
+            await _in_thread(_produce, theirs, produce)
+        except (BrokenPipeError, ConnectionResetError):  # the box gave up: its error message tells
             pass
-        except (OSError, tarfile.TarError, HutchError) as error:
+        except (OSError, ValueError, tarfile.TarError, HutchError) as error:
             failure = error
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run)
-        try:
-            while data := await anyio.to_thread.run_sync(os.read, read_end, _PIECE):
-                if execution.input_closed:
-                    break
-                await execution.stdin.write(data)
-        finally:
-            os.close(read_end)
+    with ours, theirs:
+        ours.setblocking(False)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            try:
+                while (data := await _read(ours)) and not execution.input_closed:
+                    await execution.stdin.write(data)
+            finally:
+                ours.shutdown(socket.SHUT_RDWR)  # the end for the writer, also when we are cancelled
     if failure is not None:
         # Without its end the archive is refused, so nothing half is left under a final name.
         await execution.kill_quietly()
@@ -278,19 +275,41 @@ async def _feed_tar(execution: LocalExecution, produce: Callable[[tarfile.TarFil
     await execution.stdin.close()
 
 
-def _pipe() -> tuple[int, int]:
-    ends = os.pipe()
-    with contextlib.suppress(OSError):  # beyond what an ordinary user may have: then it is just slower
-        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 4 * _PIECE)
-    return ends
+async def _in_thread(function: Callable[..., None], *args: object) -> None:
+    """Run a function that may wait for a box, in a thread that is not one of those that others need."""
+    await anyio.to_thread.run_sync(functools.partial(function, *args), limiter=anyio.CapacityLimiter(1))
 
 
-def _consume(read_end: int, consume: Callable[[tarfile.TarFile], None]) -> None:
-    with open(read_end, "rb") as file:
-        with tarfile.open(fileobj=file, mode="r|", bufsize=_PIECE) as stream:
-            consume(stream)
-        while file.read(_PIECE):  # up to the end, so that the box's side ends well
-            pass
+async def _read(source: socket.socket) -> bytes:
+    while True:
+        try:
+            return source.recv(_PIECE)
+        except BlockingIOError:
+            await anyio.wait_readable(source)
+
+
+def _produce(target: socket.socket, produce: Callable[[tarfile.TarFile], None]) -> None:
+    try:
+        with (
+            target.makefile("wb", buffering=_PIECE) as file,
+            tarfile.open(fileobj=file, mode="w|", bufsize=_PIECE, format=tarfile.PAX_FORMAT) as stream,
+        ):
+            produce(stream)
+    finally:
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+def _consume(source: socket.socket, consume: Callable[[tarfile.TarFile], None]) -> None:
+    try:
+        with source.makefile("rb", buffering=_PIECE) as file:
+            with tarfile.open(fileobj=file, mode="r|", bufsize=_PIECE) as stream:
+                consume(stream)
+            while file.read(_PIECE):  # up to the end, so that the box's side ends well
+                pass
+    finally:
+        with contextlib.suppress(OSError):
+            source.shutdown(socket.SHUT_RDWR)
 
 
 def _check(result: Result, path: str, errors: bytes = b"") -> None:

@@ -240,7 +240,8 @@ class Lives:
             return None
 
     async def own_channel(self, box_id: str) -> AgentChannel:
-        """Return a new channel for one watcher alone, which closes it: on one channel each execution has one watcher."""
+        """Return a new channel for one watcher alone, which closes it: on one channel each execution has one
+        watcher."""
         return await AgentChannel.open(await self._engine.connect(self._home.box(box_id)))
 
     def drop_channel(self, box_id: str) -> None:

@@ -179,6 +179,7 @@ class LocalRuntime:
                 platform=platform,
             )
         check_spec(spec)
+        check_callable("progress", progress)
         if spec.isolation is Isolation.VM:
             raise UnsupportedError("isolation 'vm' is not available in this version; use 'auto' or 'container'")
         if spec.name is not None and self.store.has_box_named(spec.name):
@@ -295,8 +296,8 @@ class LocalRuntime:
             if not self.engine.observe(self.home.box(record.id)).running:
                 with contextlib.suppress(HutchError):
                     await self.lives.refresh(record.id)
-        for record in self.store.list_boxes():
-            if record.spec.auto_remove and _forsaken(record):
+        for record in self.store.list_boxes_to_remove():
+            if _forsaken(record):
                 with contextlib.suppress(HutchError):
                     await self.remove(record.id, force=True)
         for name in {path.name for folder in (self.home.boxes, self.home.locks) for path in folder.iterdir()}:
@@ -309,7 +310,7 @@ class LocalRuntime:
 
     async def _image(self, spec: BoxSpec, pull: str, progress: Callable[[Progress], None] | None) -> ImageInfo:
         if pull not in ("missing", "always", "never"):
-            raise InvalidArgumentError(f"pull {pull!r} is not one of missing, always, never")
+            raise InvalidArgumentError(f"pull {quoted(pull)} is not one of missing, always, never")
         if pull == "never":
             return self.image_store.get(spec.image)
         if pull == "missing":
@@ -368,9 +369,9 @@ class LocalRuntime:
         return layers
 
     def _find(self, box: str) -> BoxRecord:
-        found = self.store.find_boxes(box)
+        found = self.store.find_boxes(check_name_or_id(box))
         if not found:
-            raise NotFoundError(f"box {box!r} does not exist")
+            raise NotFoundError(f"box {quoted(box)} does not exist")
         if len(found) > 1:
             raise InvalidArgumentError(f"{box!r} is the beginning of several box ids; give more of it")
         return found[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from hutch.core import ids
 from hutch.errors import InvalidArgumentError
-from hutch.runtime.checks import check_env
+from hutch.runtime.checks import check_env, check_text, check_whole, quoted
 from hutch.types import BoxSpec, Isolation, Limits, Mount
 
 if TYPE_CHECKING:
@@ -54,27 +55,33 @@ def build_spec(
     try:
         kind = Isolation(isolation)
     except ValueError:
-        raise InvalidArgumentError(f"isolation {isolation!r} is not one of auto, vm, container") from None
+        raise InvalidArgumentError(f"isolation {quoted(isolation)} is not one of auto, vm, container") from None
     for what, words in (("command", command), ("entrypoint", entrypoint)):
         if isinstance(words, str):
             raise InvalidArgumentError(
-                f"{what} must be a list of words, not one string: ['sh', '-c', {words!r}] perhaps"
+                f"{what} must be a list of words, not one string: ['sh', '-c', {quoted(words)}] perhaps"
             )
-    return BoxSpec(
-        image=image,
-        command=None if command is None else tuple(command),
-        entrypoint=None if entrypoint is None else tuple(entrypoint),
-        env=dict(env or {}),
-        labels=dict(labels or {}),
-        limits=Limits(cpus=cpus, memory_mib=memory_mib, disk_gb=disk_gb, pids=pids),
-        mounts=tuple(mounts),
-        isolation=kind,
-        **rest,
-    )
+    try:
+        return BoxSpec(
+            image=image,
+            command=None if command is None else tuple(command),
+            entrypoint=None if entrypoint is None else tuple(entrypoint),
+            env=dict(env or {}),
+            labels=dict(labels or {}),
+            limits=Limits(cpus=cpus, memory_mib=memory_mib, disk_gb=disk_gb, pids=pids),
+            mounts=tuple(mounts),
+            isolation=kind,
+            **rest,
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"command, entrypoint and mounts must be sequences, env and labels mappings: {error}"
+        ) from None
 
 
 def check_spec(spec: BoxSpec) -> None:
     """Raise `InvalidArgumentError` naming the first field that is out of range."""
+    _check_types(spec)
     if not spec.image:
         raise InvalidArgumentError("image must be a reference such as 'debian:12'")
     if spec.name is not None:
@@ -84,23 +91,23 @@ def check_spec(spec: BoxSpec) -> None:
     _check_range("disk_gb", spec.limits.disk_gb, 1, MAX_DISK_GB)
     _check_range("pids", spec.limits.pids, 1, MAX_PIDS)
     check_env(spec.env)
-    for words in (spec.command or (), spec.entrypoint or ()):
-        for word in words:
-            if not isinstance(word, str) or "\0" in word:
-                raise InvalidArgumentError(f"{word!r} cannot be a word of a command")
+    for word in (*(spec.command or ()), *(spec.entrypoint or ())):
+        check_text("the word of a command", word)
+    if spec.user is not None:
+        check_text("user", spec.user)
     if spec.workdir is not None and (not spec.workdir.startswith("/") or "\0" in spec.workdir):
-        raise InvalidArgumentError(f"workdir {spec.workdir!r} must be an absolute path")
+        raise InvalidArgumentError(f"workdir {quoted(spec.workdir)} must be an absolute path")
     if spec.hostname is not None and (
         not 1 <= len(spec.hostname) <= 64 or not spec.hostname.replace("-", "").replace(".", "").isalnum()
     ):
-        raise InvalidArgumentError(f"hostname {spec.hostname!r} is not valid")
+        raise InvalidArgumentError(f"hostname {quoted(spec.hostname)} is not valid")
     if spec.stop_signal is not None:
         signal_number(spec.stop_signal)
     targets: set[str] = set()
     for mount in spec.mounts:
         _check_mount(mount)
         if mount.target in targets:
-            raise InvalidArgumentError(f"two mounts have the target {mount.target!r}")
+            raise InvalidArgumentError(f"two mounts have the target {quoted(mount.target)}")
         targets.add(mount.target)
 
 
@@ -114,7 +121,7 @@ def signal_number(name: str) -> int:
         found = getattr(signal, text if text.startswith("SIG") else "SIG" + text, None)
         if isinstance(found, signal.Signals):
             return int(found)
-    raise InvalidArgumentError(f"{name!r} is not a signal")
+    raise InvalidArgumentError(f"{quoted(name)} is not a signal")
 
 
 def resolve(spec: BoxSpec, image: ImageInfo) -> Settings:
@@ -159,25 +166,34 @@ def _stop_signal(spec: BoxSpec, image: ImageInfo) -> int:
 def _check_range(what: str, value: int | None, low: int, high: int) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidArgumentError(f"{what} {value!r} is not a whole number from {low} to {high}")
+    check_whole(what, value, low, high)
+
+
+def _check_types(spec: BoxSpec) -> None:
+    """What is recorded must be readable again: one record with a wrong type would spoil the whole home."""
+    try:
+        plain = msgspec.to_builtins(spec, builtin_types=(bytes, bytearray, memoryview))
+        msgspec.json.encode(msgspec.convert(plain, BoxSpec))
+    except (TypeError, ValueError, OverflowError) as error:  # a ValidationError is a ValueError
+        raise InvalidArgumentError(f"the specification of the box is not valid: {error}") from None
 
 
 def _check_mount(mount: Mount) -> None:
     parts = mount.target.split("/")
     if not mount.target.startswith("/") or mount.target == "/" or "\0" in mount.target or ".." in parts:
-        raise InvalidArgumentError(f"mount target {mount.target!r} must be an absolute path below /")
+        raise InvalidArgumentError(f"mount target {quoted(mount.target)} must be an absolute path below /")
     if bool(mount.source) == bool(mount.volume):
-        raise InvalidArgumentError(f"the mount at {mount.target} needs either a host path or a volume")
+        raise InvalidArgumentError(f"the mount at {quoted(mount.target)} needs either a host path or a volume")
     if mount.volume:
         ids.check_volume_name(mount.volume)
     elif not mount.source.startswith("/") or "\0" in mount.source:
-        raise InvalidArgumentError(f"mount source {mount.source!r} must be an absolute host path")
+        raise InvalidArgumentError(f"mount source {quoted(mount.source)} must be an absolute host path")
     elif not _exists(mount.source):
-        raise InvalidArgumentError(f"mount source {mount.source!r} does not exist on the host")
+        raise InvalidArgumentError(f"mount source {quoted(mount.source)} does not exist on the host")
 
 
 def _exists(path: str) -> bool:
-    from pathlib import Path
-
-    return Path(path).exists()
+    try:
+        return Path(path).exists()
+    except OSError:  # too long, or not ours to see
+        return False

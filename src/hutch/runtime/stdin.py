@@ -9,6 +9,7 @@ import anyio
 from hutch.core import agentproto as proto
 from hutch.core.credits import Credit
 from hutch.errors import InvalidStateError
+from hutch.runtime.checks import check_bytes
 
 if TYPE_CHECKING:
     from hutch.runtime.execution import LocalExecution
@@ -34,7 +35,8 @@ class ExecStdin:
         self._execution.check_open()
         if not self._opened:
             raise InvalidStateError("the command was started without a standard input; pass stdin=True")
-        view = memoryview(data)
+        check_bytes("what is written to a standard input", data)
+        view = memoryview(data).cast("B")
         async with self._order:
             if self._closed:
                 raise InvalidStateError("the standard input was closed")

@@ -26,8 +26,10 @@ _BUSY_SECONDS = 10.0
 MIGRATIONS = (
     """
     CREATE TABLE boxes (
-        id TEXT PRIMARY KEY, name TEXT UNIQUE, state TEXT NOT NULL, created REAL NOT NULL, record BLOB NOT NULL
+        id TEXT PRIMARY KEY, name TEXT UNIQUE, state TEXT NOT NULL, auto_remove INTEGER NOT NULL,
+        created REAL NOT NULL, record BLOB NOT NULL
     ) WITHOUT ROWID;
+    CREATE INDEX boxes_to_remove ON boxes (created) WHERE auto_remove;
     CREATE INDEX boxes_by_state ON boxes (state);
     CREATE TABLE snapshots (
         id TEXT PRIMARY KEY, box TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL, record BLOB NOT NULL,
@@ -40,7 +42,7 @@ MIGRATIONS = (
 )
 
 
-class BoxRecord(msgspec.Struct, frozen=True, kw_only=True):
+class BoxRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """All that is known about a box.
 
     ``command`` is the resolved main command (``None``: none). ``disks`` are the frozen layers of its own, topmost
@@ -116,8 +118,15 @@ class Store:
         with self._errors():
             try:
                 self._db.execute(
-                    "INSERT INTO boxes VALUES (?, ?, ?, ?, ?)",
-                    (record.id, record.spec.name, record.state, record.created_at, msgspec.json.encode(record)),
+                    "INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        record.id,
+                        record.spec.name,
+                        record.state,
+                        record.spec.auto_remove,
+                        record.created_at,
+                        msgspec.json.encode(record),
+                    ),
                 )
             except sqlite3.IntegrityError:
                 raise AlreadyExistsError(
@@ -158,6 +167,10 @@ class Store:
             return self._all("SELECT record FROM boxes ORDER BY created", (), BoxRecord)
         marks = ",".join("?" * len(states))
         return self._all(f"SELECT record FROM boxes WHERE state IN ({marks}) ORDER BY created", states, BoxRecord)
+
+    def list_boxes_to_remove(self) -> list[BoxRecord]:
+        """Return the boxes that go at their end."""
+        return self._all("SELECT record FROM boxes WHERE auto_remove ORDER BY created", (), BoxRecord)
 
     def remove_box(self, id: str) -> bool:
         """Delete a box's record and those of its snapshots; says whether there was one."""
