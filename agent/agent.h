@@ -20,6 +20,7 @@ int files_child(int op, const char *path);
 int cmd_agent(int argc, char **argv);
 int cmd_launch(int argc, char **argv); /* start a box: namespaces, root, limits, then agent_run as PID 1 */
 int cmd_mapped(int argc, char **argv); /* run a host command in the user namespace of this user's boxes */
+int cmd_disk(int argc, char **argv);   /* run a host command that sees the disk of a limited box */
 int cmd_unpack(int argc, char **argv); /* tar on stdin -> directory */
 int cmd_pack(int argc, char **argv);   /* directory -> tar on stdout */
 

@@ -28,7 +28,8 @@ struct config {
     const char *hosts;  /* contents of /etc/hosts */
     const char *resolv; /* contents of /etc/resolv.conf */
     const char *stage;  /* an existing directory; a private tmpfs is mounted over it */
-    const char *upper;
+    const char *disk; /* a file with an ext4 file system that has upper and work in it; NULL: they are directories of the host */
+    const char *upper; /* the last two lie below "disk/" when there is one */
     const char *work;
     const char *uid_map; /* maps of the box's user namespace, as the kernel takes them */
     const char *gid_map;
@@ -69,6 +70,9 @@ void mount_set(int tree, bool recursive, uint64_t set, int userns, const char *s
 int mount_attach(int tree, int target);
 int mount_new(const char *type, const char *const options[], uint64_t attributes);
 int open_in_root(int root, const char *path, uint64_t flags, unsigned mode);
+
+/* launch_disk.c: mount a box's disk on a directory of a private mount namespace; 0, or -1 with errno. */
+int disk_mount(const char *image, const char *point);
 
 /* seccomp.c: install the system call filter; 0, or -1 with errno. */
 int seccomp_install(void);

@@ -128,7 +128,7 @@ static void mount_proc(int root)
 static void mount_sys(int root)
 {
     static const char *const options[] = {NULL};
-    static const char *const masked[] = {"firmware", "devices/virtual/powercap", "kernel/debug", "kernel/tracing", "fs/cgroup"};
+    static const char *const masked[] = {"firmware", "devices/virtual/block", "devices/virtual/powercap", "kernel/debug", "kernel/tracing", "fs/cgroup"};
     int tree = mount_new("sysfs", options, SPECIAL | MOUNT_ATTR_RDONLY);
 
     if (tree < 0)

@@ -67,6 +67,7 @@ static void take_record(struct config *config, const char *key, const char *valu
         {"hostname", &config->hostname}, {"hosts", &config->hosts},         {"resolv", &config->resolv},
         {"stage", &config->stage},       {"upper", &config->upper},         {"work", &config->work},
         {"uid_map", &config->uid_map},   {"gid_map", &config->gid_map},     {"pids", &config->pids},
+        {"disk", &config->disk},
     };
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
         if (!strcmp(key, strings[i].key)) {

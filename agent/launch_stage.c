@@ -1,6 +1,7 @@
 /* The stage: a private tmpfs, seen by nobody else, on which the launcher gathers under short names what the box's root is made from.
  *
  *     l0 l1 ...   the read-only layers, topmost first (id-mapped mounts, or symlinks)
+ *     disk        the file system of a box whose disk is limited
  *     upper work  symlinks to the writable layer
  *     b0 b1 ...   the host paths to bind
  *     etc/...     the three files that every box gets from its host
@@ -82,6 +83,11 @@ void stage_open(const struct config *config)
         launch_fail("making the launcher's mounts private");
     if (mount("tmpfs", config->stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m") < 0 || chdir(config->stage) < 0)
         launch_fail("mounting the stage");
+    if (config->disk) { /* before the box's control groups, which may forbid block devices */
+        make_directory("disk");
+        if (disk_mount(config->disk, "disk") < 0)
+            launch_fail_about("mounting the disk", config->disk);
+    }
 }
 
 static void place_lowers(const struct config *config, int userns)

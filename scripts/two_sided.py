@@ -7,8 +7,8 @@ A file in tests/promises is a unified diff that breaks one promise. Its header:
     promise: what the patch breaks, in words
     tests: the pytest arguments of the tests that guard it (the line may be repeated)
 
-For each of them: the tests pass without the patch (all guards run once, in an unpatched copy), the patch applies without offset
-lines to search for, and with it at least one of the tests fails. Anything else is a failure of this script. Needs root, as the tests do.
+For each of them: the tests pass without the patch (all guards run once, in an unpatched copy), the patch applies, and
+with it at least one of the tests fails. Anything else is a failure of this script. Needs root, as the tests do.
 """
 
 from __future__ import annotations
@@ -162,7 +162,10 @@ def main() -> int:
         for outcome in pool.map(try_mutation, mutations):
             bad += not outcome.killed
             mark = "red " if outcome.killed else "BAD "
-            print(f"{mark} {outcome.mutation.name:{width}}  {outcome.seconds:5.1f} s  {outcome.mutation.promise}", flush=True)
+            print(
+                f"{mark} {outcome.mutation.name:{width}}  {outcome.seconds:5.1f} s  {outcome.mutation.promise}",
+                flush=True,
+            )
             if not outcome.killed:
                 print(f"     {outcome.note}", flush=True)
     print(f"{len(mutations) - bad} of {len(mutations)} promises are guarded")

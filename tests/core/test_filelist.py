@@ -16,7 +16,12 @@ names = st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(sorted(TYPES)), st.integers(0, 0o7777), st.integers(0, 65535), st.integers(0, 2**62), names, names
+            st.sampled_from(sorted(TYPES)),
+            st.integers(0, 0o7777),
+            st.integers(0, 65535),
+            st.integers(0, 2**62),
+            names,
+            names,
         ),
         max_size=5,
     )
@@ -53,7 +58,9 @@ def test_rubbish_is_refused_and_never_anything_else(data: bytes) -> None:
         assert isinstance(error, UpstreamUnavailableError)
 
 
-@pytest.mark.parametrize("wire", [b"x", b"\0", b"f 644 0 0 0 0 x\0", b"q 644 0 0 0 0 x\0\0", b"f 9 0 0 0 0 x\0\0", b"f 644 0\0\0"])
+@pytest.mark.parametrize(
+    "wire", [b"x", b"\0", b"f 644 0 0 0 0 x\0", b"q 644 0 0 0 0 x\0\0", b"f 9 0 0 0 0 x\0\0", b"f 644 0\0\0"]
+)
 def test_malformed_records_are_refused(wire: bytes) -> None:
     with pytest.raises(UpstreamUnavailableError):
         parse_listing(wire)

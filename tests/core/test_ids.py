@@ -18,7 +18,9 @@ def test_ids_have_their_form(entropy: bytes) -> None:
     assert made == ids.from_random(entropy)
 
 
-@pytest.mark.parametrize("text", ["", "a" * 11, "a" * 13, "a" * 11 + "\n", "a" * 12 + "\n", "a" * 11 + "é", "a" * 11 + "-", "../../../etc"])
+@pytest.mark.parametrize(
+    "text", ["", "a" * 11, "a" * 13, "a" * 11 + "\n", "a" * 12 + "\n", "a" * 11 + "é", "a" * 11 + "-", "../../../etc"]
+)
 def test_what_is_not_an_id(text: str) -> None:
     assert not ids.is_id(text)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import anyio
 import msgspec
 import pytest
 
-from hutch.engine.base import Capability, Lower, MountPlan, Observed, Usage
+from hutch.engine.base import Capability, Lower, MountPlan, Observed, Upper, Usage
 from hutch.errors import EngineError, InvalidArgumentError, InvalidStateError, StorageError, UpstreamUnavailableError
 from hutch.host import mapping, proc
 from tests.engine.boxes import plan, running
@@ -376,3 +377,42 @@ async def test_a_failed_copy_leaves_nothing(engine: ContainerEngine, tmp_path: P
     with pytest.raises(StorageError):
         await engine.copy_tree(tmp_path / "absent", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
+
+
+async def test_the_writable_layer(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    """It can be measured, moved away to be a layer of other boxes, copied and emptied, whoever in the box owns it."""
+    box_plan = plan(tmp_path / "box", rootfs)
+    assert engine.upper(box_plan.directory) is Upper.EMPTY
+    await engine.reset_upper(box_plan.directory)
+    async with running(engine, box_plan) as box:
+        close = "chown 1000:50 / && chmod 711 /" if ALL_IDS else "true"
+        await box.sh(f"dd if=/dev/urandom of=/data bs=1k count=100; {close}")
+        assert 100 << 10 <= await engine.upper_size(box.directory) < 1 << 20
+    assert engine.upper(box_plan.directory) is Upper.MOVABLE
+    await engine.copy_upper(box_plan.directory, tmp_path / "copied")
+    await engine.move_upper(box_plan.directory, tmp_path / "moved")
+    assert engine.upper(box_plan.directory) is Upper.EMPTY
+    assert await engine.upper_size(box_plan.directory) == 0
+    assert await engine.tree_size(tmp_path / "copied") == await engine.tree_size(tmp_path / "moved") > 100 << 10
+    assert await engine.tree_size(tmp_path / "absent") == 0
+    for name in ("copied", "moved"):
+        async with running(engine, plan(tmp_path / name[0], rootfs, lowers=[Lower(tmp_path / name, True)])) as box:
+            assert (await box.sh("wc -c < /data")).out == "102400\n"
+    async with running(engine, box_plan) as box:
+        assert (await box.sh("test -e /data || echo gone; echo x > /x")).out == "gone\n"
+    for _ in range(2):
+        await engine.reset_upper(box_plan.directory)
+        assert engine.upper(box_plan.directory) is Upper.EMPTY
+    with pytest.raises(StorageError):
+        await engine.move_upper(box_plan.directory, tmp_path / "moved")
+
+
+async def test_a_very_deep_tree_is_removed(engine: ContainerEngine, tmp_path: Path) -> None:
+    """Deeper than a stack or a path can be: a box makes such trees with relative steps."""
+    script = "import os, sys; os.chdir(sys.argv[1])\nfor _ in range(5000): os.mkdir('d'); os.chdir('d')"
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    await anyio.run_process([sys.executable, "-c", script, str(tree)])
+    assert await engine.tree_size(tree) >= 0
+    await engine.remove_tree(tree)
+    assert list(tmp_path.iterdir()) == []

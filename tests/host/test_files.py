@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import anyio
 import pytest
 
 from hutch.errors import DeadlineError, StorageError
 from hutch.host import files
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_readers_see_the_old_or_the_new(tmp_path: Path) -> None:
@@ -125,3 +123,27 @@ def test_remove_tree(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(kept)
     files.remove_tree(tmp_path / "link")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_deep_and_wide_tree_is_removed(tmp_path: Path) -> None:
+    """With few descriptors and the usual stack."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    fd = os.open(tree, os.O_RDONLY)
+    for depth in range(3000):
+        os.mkdir("d", dir_fd=fd)
+        if depth % 100 == 0:
+            for number in range(5):
+                Path(f"/proc/self/fd/{fd}/side{number}/under").mkdir(parents=True)
+            os.symlink("d", "link", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limit[1]))
+    try:
+        files.remove_tree(tree)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import anyio
 import pytest
 
 from hutch.image import ImageStore
+from tests import debian
 
 if TYPE_CHECKING:
     from hutch.image import RegistryConfig
@@ -19,29 +19,11 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 
-CACHE = Path("~/.cache/hutch-tests/debian").expanduser()
-
 
 @pytest.fixture
 async def layout() -> Path:
-    """An OCI layout with a minimal Debian, made once for all runs."""
-    if shutil.which("mmdebstrap") is None:
-        pytest.skip("needs mmdebstrap")
-    layout = CACHE / "oci"
-    if not (layout / "done").exists():
-        shutil.rmtree(CACHE, ignore_errors=True)
-        store = ImageStore(CACHE / "store")
-        info = await store.bootstrap(reference="debian:test")
-        (rootfs,) = store.layer_paths(info)
-        for words in (
-            ("init", "--layout", "oci"),
-            ("new", "--image", "oci:debian"),
-            ("insert", "--image", "oci:debian", str(rootfs), "/"),
-            ("insert", "--image", "oci:debian", "--whiteout", "/etc/issue"),
-        ):
-            await anyio.run_process(["umoci", *words], cwd=CACHE)
-        (layout / "done").touch()
-    return layout
+    """An OCI layout with a minimal Debian."""
+    return await debian.layout()
 
 
 def listing(root: Path) -> dict[str, tuple[Any, ...]]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from tests.ordinary_user import OrdinaryUser
+
 pytestmark = pytest.mark.root
 
-ROOT = Path(__file__).parent.parent.parent
-USER = "hutch-test"
 SCRIPT = """
 import io, os, sys, tarfile, tempfile
 from pathlib import Path
@@ -53,19 +50,11 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 @pytest.mark.parametrize("single", [False, True], ids=["subordinate", "single"])
-def test_an_ordinary_users_store(single: bool) -> None:
-    subprocess.run([ROOT / "scripts/test-user.sh"], check=True)
-    packages = os.pathsep.join([str(ROOT / "src"), *(path for path in sys.path if "site-packages" in path)])
-    python = shutil.which("python3", path="/usr/bin:/bin")
+def test_an_ordinary_users_store(ordinary_user: OrdinaryUser, single: bool) -> None:
     setup = "from hutch.host import mapping; mapping._subordinate = lambda *_: None\n" if single else ""
-    user = ["setpriv", "--reuid", USER, "--regid", USER, "--init-groups", "env", "-i", f"PYTHONPATH={packages}"]
-    command = [*user, "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONDONTWRITEBYTECODE=1", str(python), "-c"]
-    if subprocess.run([*command, "import anyio, msgspec"], capture_output=True, cwd="/").returncode != 0:
-        pytest.skip("no Python here that an ordinary user can run with these packages")
-    done = subprocess.run([*command, setup + SCRIPT], capture_output=True, text=True, cwd="/", timeout=40)
-    assert done.returncode == 0, done.stderr[-3000:]
+    output = ordinary_user.run("-c", setup + SCRIPT)
     owner = "0 0" if single else "33 44"
-    assert done.stdout.splitlines() == [
+    assert output.splitlines() == [
         f"{single} {owner} 0o104711 0 b'y' False",
         "['images', 'index', 'index.json', 'layers', 'locks', 'tmp']",
     ]

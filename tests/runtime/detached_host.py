@@ -1,4 +1,4 @@
-"""A host process for the tests to kill: starts a detached box and a command in it, and passes on what the command writes.
+"""A host process for the tests to kill: starts a command in a detached box, and passes on what the command writes.
 
     python detached_host.py HOME IMAGE COMMAND…
 
@@ -30,8 +30,9 @@ class Out:
         put(data)
 
 
-async def main(home: str, image: str, *command: str) -> None:
+async def main(*arguments: str) -> None:
     """See the module."""
+    home, image, *command = arguments
     async with hutch.Runtime.local(home) as runtime:
         box = await runtime.create(image, detach=True)
         await box.start()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import anyio
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from hutch.runtime.box import LocalBox
@@ -73,7 +73,9 @@ class BlockingSink:
 
 async def processes(box: LocalBox, marker: str) -> list[str]:
     """The processes of a box whose command line contains the marker."""
-    listing = await box.run(*sh("for f in /proc/[0-9]*; do echo ${f##*/} $(tr '\\0' ' ' < $f/cmdline); done 2>/dev/null"))
+    listing = await box.run(
+        *sh("for f in /proc/[0-9]*; do echo ${f##*/} $(tr '\\0' ' ' < $f/cmdline); done 2>/dev/null")
+    )
     return [line for line in listing.text.splitlines() if marker in line and "cmdline" not in line]
 
 

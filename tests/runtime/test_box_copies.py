@@ -26,8 +26,9 @@ pytestmark = [pytest.mark.root, pytest.mark.anyio]
 async def fill(box: LocalBox) -> str:
     """Make files of many kinds; returns what `contents` says of them."""
     script = (
-        "mkdir -p /data/d && cd /data && echo one > f && ln f hard && ln -s f soft && chmod 4750 f && chown 1000:50 f && "
-        "mkfifo fifo && echo deep > d/x && rm /etc/release && echo new > /etc/new && rm -r /var/tmp && mkdir /var/tmp"
+        "mkdir -p /data/d && cd /data && echo one > f && ln f hard && ln -s f soft && chmod 4750 f && "
+        "chown 1000:50 f && mkfifo fifo && "
+        "echo deep > d/x && rm /etc/release && echo new > /etc/new && rm -r /var/tmp && mkdir /var/tmp"
     )
     result = await box.run(*sh(script))
     assert result.exit_code == 0, result.stderr
@@ -135,7 +136,9 @@ async def test_export_and_import(runtime: LocalRuntime, tmp_path: Path) -> None:
         assert (await twin.run("cat", "/tmp/mine")).stdout == b"mine\n"
 
 
-async def test_a_tampered_archive_is_refused_and_leaves_nothing(runtime: LocalRuntime, box: LocalBox, tmp_path: Path) -> None:
+async def test_a_tampered_archive_is_refused_and_leaves_nothing(
+    runtime: LocalRuntime, box: LocalBox, tmp_path: Path
+) -> None:
     await box.run(*sh("dd if=/dev/urandom of=/r bs=1k count=40 2>/dev/null"))
     path = tmp_path / "box.tar"
     await box.export(path)
@@ -216,7 +219,12 @@ async def test_host_folders_read_only_and_writable(runtime: LocalRuntime, tmp_pa
         ],
     )
     with in_time():
-        result = await box.run(*sh("cat /ro/f /file; echo box > /deep/er/rw/f; for p in /ro/x /ro/d/x /file; do echo x > $p && echo leak; done"))
+        result = await box.run(
+            *sh(
+                "cat /ro/f /file; echo box > /deep/er/rw/f; "
+                "for p in /ro/x /ro/d/x /file; do echo x > $p && echo leak; done"
+            )
+        )
     assert result.stdout == b"host\nhost\n"
     assert result.stderr.count(b"ead-only") == 3
     assert (tmp_path / "rw/f").read_text() == "box\n"

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -118,7 +119,7 @@ async def test_4_2_no_timeout(box: LocalBox, timeout: float | None) -> None:
 async def test_4_2_impossible_time_spans_are_refused(box: LocalBox, option: str, value: float) -> None:
     with pytest.raises(InvalidArgumentError, match=option):
         await box.exec("true", **{option: value})  # type: ignore[arg-type]
-    assert [e for e in await box.executions()] == []
+    assert list(await box.executions()) == []
 
 
 async def test_4_3_kill_ends_the_whole_group(box: LocalBox) -> None:
@@ -149,7 +150,8 @@ async def test_4_3_signal_on_a_finished_command_is_an_error(box: LocalBox) -> No
     execution = await box.exec("true")
     with in_time():
         await execution.wait()
-    for action in (lambda: execution.signal(15), execution.kill):
+    actions: tuple[Callable[[], Awaitable[None]], ...] = (lambda: execution.signal(15), execution.kill)
+    for action in actions:
         with pytest.raises(InvalidStateError):
             await action()
     running = await box.exec("sleep", "60")
@@ -212,14 +214,15 @@ async def test_4_4_start_failures_are_typed_and_leave_no_execution(
 
 
 async def test_4_4_arguments_that_cannot_be(box: LocalBox) -> None:
-    for action in (
+    actions: tuple[Callable[[], Awaitable[object]], ...] = (
         lambda: box.exec("echo", "a\0b"),
         lambda: box.exec("echo", 1),  # type: ignore[arg-type]
         lambda: box.exec("true", env={"A=B": "x"}),
         lambda: box.exec("true", env={"A": "x\0"}),
         lambda: box.exec("true", env={"": "x"}),
         lambda: box.exec("echo", "x" * (2 << 20)),
-    ):
+    )
+    for action in actions:
         with in_time(), pytest.raises(InvalidArgumentError):
             await action()
     with in_time(), pytest.raises((ExecError, InvalidArgumentError)):
@@ -309,7 +312,7 @@ async def test_4_5_a_racer_that_gives_up_does_not_fail_the_others(runtime: Local
         with in_time():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_give_up, box, delay)
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
                 for _ in range(4):
                     tasks.start_soon(one, box, outputs)
         assert outputs == [b"x\n"] * 4
@@ -378,7 +381,14 @@ async def test_4_5_a_removed_box_is_not_found(runtime: LocalRuntime) -> None:
     box = await runtime.create(IMAGE)
     await box.start()
     await box.remove(force=True)
-    for action in (*_uses(box), box.info, box.start, box.stop, box.snapshots.list, lambda: runtime.get(box.id)):
+    others: tuple[Callable[[], Awaitable[object]], ...] = (
+        box.info,
+        box.start,
+        box.stop,
+        box.snapshots.list,
+        lambda: runtime.get(box.id),
+    )
+    for action in (*_uses(box), *others):
         with in_time(), pytest.raises(NotFoundError):
             await action()
 
@@ -396,7 +406,9 @@ async def test_4_5_a_box_removed_by_another_process_is_not_found(home: Path, run
 
 
 async def test_4_6_a_terminal_has_one_merged_stream_of_the_default_size(box: LocalBox) -> None:
-    execution = await box.exec(*sh("stty size; echo out; echo err >&2; test -t 0 && test -t 1 && test -t 2; echo $?; echo $TERM"), tty=True)
+    execution = await box.exec(
+        *sh("stty size; echo out; echo err >&2; test -t 0 && test -t 1 && test -t 2; echo $?; echo $TERM"), tty=True
+    )
     with in_time():
         result = await execution.wait()
         assert await execution.stderr.read() == b""
@@ -435,7 +447,9 @@ async def test_4_6_impossible_sizes_and_missing_terminals(box: LocalBox) -> None
 
 
 async def test_4_6_hangup_and_interrupt_reach_the_terminal(box: LocalBox) -> None:
-    execution = await box.exec(*sh("trap 'echo int; exit 3' INT; echo up; while :; do sleep 0.02; done"), tty=True, stdin=True)
+    execution = await box.exec(
+        *sh("trap 'echo int; exit 3' INT; echo up; while :; do sleep 0.02; done"), tty=True, stdin=True
+    )
     chunks = aiter(execution.stdout)
     with in_time():
         assert await anext(chunks) == b"up\r\n"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -53,7 +54,7 @@ async def test_3_1_a_cut_connection_is_invisible_in_the_result(box: LocalBox) ->
         execution = await box.exec(*sh(f"seq 1 {LAST}; echo err >&2; exit 31"), stdout=sink)
         with in_time():
             while len(sink.data) < size:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             cut(box)
             result = await execution.wait()
         assert bytes(sink.data) == expected, f"cut after {size} bytes"
@@ -230,7 +231,9 @@ async def test_3_1_a_watcher_that_closes_leaves_the_others_alone(box: LocalBox) 
 
 
 @pytest.mark.parametrize("size", [0, 200_000, 2_500_000])
-async def test_3_4_killing_the_host_process_in_mid_stream_loses_nothing(home: Path, runtime: LocalRuntime, size: int) -> None:
+async def test_3_4_killing_the_host_process_in_mid_stream_loses_nothing(
+    home: Path, runtime: LocalRuntime, size: int
+) -> None:
     command = sh(f"echo run >> /runs; seq 1 {LAST}; echo err >&2; exit 37")
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("detached_host.py")), str(home), IMAGE, *command],

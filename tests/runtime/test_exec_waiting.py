@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import hutch
@@ -108,7 +109,7 @@ async def test_1_2_iterating_ends_before_wait_returns(box: LocalBox) -> None:
             async for chunk in execution.stdout:
                 assert not finished, "the terminal event came before the last chunk"
                 got += chunk
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
     assert got == b"".join(b"%d\n" % n for n in range(1, 50001))
     assert execution.exit_code == 3
 
@@ -300,7 +301,7 @@ async def test_1_5_nothing_parked_on_a_closed_runtime_hangs(home: Path) -> None:
             async for _ in box.logs(follow=True):
                 pass
 
-        waits = {
+        waits: dict[str, Callable[[], Awaitable[object]]] = {
             "wait": quiet.wait,
             "iterate": read,
             "write": lambda: writer.stdin.write(bytes(4 * MIB)),
@@ -368,8 +369,7 @@ async def test_1_6_many_waiters_before_and_after_the_end_get_the_same(box: Local
                 tasks.start_soon(wait)
             await anyio.sleep(0.05)
             await execution.stdin.write(b"same\n")
-        for _ in range(3):
-            results.append(await execution.wait())
+        results += [await execution.wait() for _ in range(3)]
     assert len(results) == 23
     assert set(results) == {results[0]}
     assert (results[0].exit_code, results[0].stdout) == (12, b"same\n")

@@ -108,8 +108,8 @@ class ExecStream:
     def attach(self, streams: Iterable[int]) -> dict[int, int]:
         """Begin to watch streams, or go on after a lost connection: where to attach those that have not ended.
 
-        That is behind what was delivered. What was received but not delivered comes twice, and is skipped: the agent must
-        keep it as long as a sink may still read it from the shared window.
+        That is behind what was delivered. What was received but not delivered comes twice, and is skipped: the agent
+        must keep it as long as a sink may still read it from the shared window.
         """
         positions = {}
         for stream in streams:

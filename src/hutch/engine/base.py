@@ -30,6 +30,15 @@ class Capability(enum.StrEnum):
     """The channel passes descriptors, so output can be read from shared memory."""
 
 
+class Upper(enum.Enum):
+    """What holds what a box has written. ``EMPTY``: it has written nothing. ``MOVABLE``: it can become a frozen layer
+    by `Engine.move_upper`. ``FIXED``: it can only be copied."""
+
+    EMPTY = enum.auto()
+    MOVABLE = enum.auto()
+    FIXED = enum.auto()
+
+
 class Lower(msgspec.Struct, frozen=True):
     """One read-only layer of a box's root. ``owned_by_box``: its owners on disk are those of the box's user
     namespace already (a frozen upper layer); otherwise they are the image's own (0 … 65535) and are shifted at the
@@ -50,9 +59,8 @@ class MountPlan(msgspec.Struct, frozen=True):
 class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All that an engine needs to start a box.
 
-    ``directory`` is the box's own folder on the host. It exists; it holds ``upper/`` and ``work/`` (the engine makes
-    them if absent), and ``run/`` belongs to the engine. ``main.log.0``, ``main.log.1`` and ``exit`` in it are the
-    agent's (see docs/agent-protocol.md).
+    ``directory`` is the box's own folder on the host. It exists, and belongs to the engine, which keeps the writable
+    layer in it; ``main.log.0``, ``main.log.1`` and ``exit`` are the agent's (see docs/agent-protocol.md).
     """
 
     box_id: str
@@ -129,6 +137,27 @@ class Engine(Protocol):
 
     def usage(self, directory: Path) -> Usage:
         """Measure. Cheap; all fields ``None`` for a box that does not run."""
+
+    def upper(self, directory: Path) -> Upper:
+        """Say what the writable layer of the box is. Cheap."""
+
+    async def move_upper(self, directory: Path, target: Path) -> None:
+        """Make the writable layer of a box that does not run, and whose layer is `Upper.MOVABLE`, a folder that
+        `Lower` can name. The box has an empty one afterwards."""
+
+    async def copy_upper(self, directory: Path, target: Path) -> None:
+        """Copy the writable layer of a box that does not run or is frozen, and whose layer is not `Upper.EMPTY`, to a
+        folder that `Lower` can name. As `copy_tree` otherwise."""
+
+    async def reset_upper(self, directory: Path) -> None:
+        """Empty the writable layer of a box that does not run. Idempotent: it can be finished after an
+        interruption."""
+
+    async def upper_size(self, directory: Path) -> int:
+        """Measure what the writable layer takes on the host's disk, in bytes."""
+
+    async def tree_size(self, path: Path) -> int:
+        """Measure what a folder takes on the host's disk, in bytes; 0 when it is absent."""
 
     async def remove_tree(self, path: Path) -> None:
         """Delete a folder whose files may belong to the box's users. Idempotent. Never follows a symlink out of

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.errors import EngineError
+from hutch.host import loopdisk
 from hutch.host.binary import agent_path
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def examine(home: str | Path | None = None) -> list[Check]:
     with _workspace(base) as directory:
         checks.append(_overlay(directory, root=root))
         checks.append(_idmapped(directory) if root else _subordinate_ids())
-    checks += [_cgroups(), _disk(base), _kvm()]
+    checks += [_cgroups(), _disk_limits(), _disk(base), _kvm()]
     checks += [_program(*tool) for tool in _TOOLS]
     return checks
 
@@ -281,6 +282,22 @@ def _cgroups() -> Check:
         found=found + (f", {', '.join(lacking)} not" if lacking else ""),
         gives="limits of CPU, memory and processes",
         remedy="run as root, or under `systemd-run --user --scope -p Delegate=yes`" if lacking else "",
+    )
+
+
+def _disk_limits() -> Check:
+    problem = loopdisk.problem()
+    installable = os.geteuid() == 0 and "not installed" in problem
+    return Check(
+        name="disk limits",
+        status=Status.WARN if problem else Status.OK,
+        found=problem or "ext4 on loop devices",
+        gives="limits of disk space",
+        remedy=""
+        if not problem
+        else "apt-get install -y e2fsprogs"
+        if installable
+        else "run as root of a host with loop devices",
     )
 
 

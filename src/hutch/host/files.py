@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import secrets
-import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ from hutch.errors import DeadlineError, StorageError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
@@ -55,9 +56,12 @@ async def locked(path: Path, *, timeout: float, shared: bool = False) -> AsyncIt
     """Hold a lock between processes and tasks (flock(2) on ``path``, which is made when absent and stays). ``timeout``
     in seconds.
 
-    Raises `DeadlineError` when others hold it for too long.
+    Raises `DeadlineError` when others hold it for too long, `StorageError`.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(f"cannot open the lock {path}: {error.strerror}") from error
     try:
         deadline = time.monotonic() + timeout
         pause = 0.001
@@ -80,16 +84,59 @@ def _try_lock(fd: int, *, shared: bool) -> bool:
 
 
 def remove_tree(path: Path) -> None:
-    """Delete a folder, a file or a symlink, without following symlinks. Idempotent.
+    """Delete a folder, a file or a symlink, without following symlinks. Idempotent. The folder may be as deep as it
+    likes: neither stack, nor descriptors, nor paths grow with it. Nobody else moves folders in it meanwhile.
 
     Raises `StorageError`.
     """
     try:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            _empty(os.open(path, _DIRECTORY))
+            path.rmdir()
         else:
             path.unlink(missing_ok=True)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise StorageError(f"cannot remove {error.filename or path}: {error.strerror}") from error
+        raise StorageError(f"cannot remove {path}: {error.strerror}") from error
+
+
+def _empty(fd: int) -> None:
+    """Delete what is in a directory, and close it."""
+    name = ""  # of the directory that is open, in the one above it
+    above: list[tuple[str, list[str]]] = []
+    try:
+        below = _remove_files(fd)
+        while True:
+            if below:
+                fd = _exchange(fd, below[-1])
+                above.append((name, below))
+                name = below.pop()
+                below = _remove_files(fd)
+            elif above:
+                fd = _exchange(fd, "..")
+                os.rmdir(name, dir_fd=fd)
+                name, below = above.pop()
+            else:
+                return
+    finally:
+        os.close(fd)
+
+
+def _remove_files(fd: int) -> list[str]:
+    """Delete all but the directories in a directory, and return their names."""
+    below = []
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                below.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=fd)
+    return below
+
+
+def _exchange(fd: int, name: str) -> int:
+    """Open another directory as seen from this one, and close this one."""
+    other = os.open(name, _DIRECTORY, dir_fd=fd)
+    os.close(fd)
+    return other

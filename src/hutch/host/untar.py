@@ -45,6 +45,8 @@ def extract_below(stream: tarfile.TarFile, directory: Path, name: str) -> None:
                     raise InvalidArgumentError(
                         f"the box sent {member.name!r} first, which is not the name of one entry"
                     )
+                if not (member.isdir() or member.isreg() or member.issym()):
+                    raise InvalidArgumentError(f"{first!r} is a device, a pipe or a socket, which cannot be copied")
             path = _renamed(parts, first, name)
             _extract(stream, member, root, path, first, name)
             if member.isdir():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import socket
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,6 +16,7 @@ from hutch.errors import (
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
+    RuntimeClosedError,
 )
 from hutch.runtime import logs
 from hutch.runtime.checks import (
@@ -27,16 +27,19 @@ from hutch.runtime.checks import (
     check_seconds,
     check_sink,
     check_size,
+    check_start,
     check_text,
     check_whole,
     quoted,
 )
 from hutch.runtime.execution import COLLECT_LIMIT, DISCARD, Host, LocalExecution
 from hutch.runtime.files import BoxFiles
+from hutch.runtime.follow import follow_log
+from hutch.runtime.ghost import haunt
 from hutch.runtime.home import new_id
 from hutch.runtime.lives import MAIN
 from hutch.runtime.snapshots import BoxSnapshots
-from hutch.types import BoxStats, ExecInfo, ExecState, LogEntry
+from hutch.types import BoxState, BoxStats, ExecInfo, ExecState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -48,7 +51,8 @@ if TYPE_CHECKING:
     from hutch.runtime.channel import AgentChannel
     from hutch.runtime.command import Command
     from hutch.runtime.runtime import LocalRuntime
-    from hutch.types import BoxInfo, Result
+    from hutch.state import BoxRecord
+    from hutch.types import BoxInfo, LogEntry, Result
 
 
 _MAX_POSITION = (1 << 64) - 1
@@ -93,9 +97,7 @@ class LocalBox:
     ) -> LocalExecution:
         """Start the box and watch its main command from its first byte. See `hutch.sdk.base.Box.start_attached`."""
         check_size(rows, cols)
-        record = self._lives.record(self.id)
-        if record.command is None:
-            raise InvalidArgumentError(f"box {self.name or self.id} has no main command to attach to")
+        record = self._check_job()
         made: list[LocalExecution] = []
 
         @contextlib.asynccontextmanager
@@ -118,7 +120,7 @@ class LocalBox:
 
     async def stop(self, *, timeout: float = 5.0) -> None:
         """Stop the box: the stop signal, SIGKILL after ``timeout`` seconds. The files stay."""
-        check_seconds("timeout", timeout)
+        check_seconds("timeout", timeout, endless=False)
         await self._lives.stop(self.id, timeout)
 
     async def restart(self, *, timeout: float = 5.0) -> None:
@@ -235,7 +237,7 @@ class LocalBox:
         if input is not None:
             execution.feed(input)
         try:
-            return await execution.wait()
+            return await execution.wait_with_agent()
         finally:
             await self._dispose(execution)
 
@@ -313,50 +315,14 @@ class LocalBox:
             input_bytes=answer.input_bytes,
         )
 
-    async def logs(self, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogEntry]:
+    async def log_records(self) -> list[logs.Record]:
+        """What the log of the main command holds, oldest first."""
+        self._lives.record(self.id)
+        return logs.read(self._runtime.home.box(self.id))
+
+    def logs(self, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogEntry]:
         """What the main command wrote. See `hutch.sdk.base.Box.logs`."""
-        if tail is not None:
-            check_whole("tail", tail, 0, sys.maxsize)
-        record = self._lives.record(self.id)
-        directory = self._runtime.home.box(self.id)
-        records = logs.read(directory)
-        for entry in records if tail is None else logs.tail(records, tail):
-            yield entry.entry()
-        if not follow or record.command is None:
-            return
-        ends = logs.ends(records)
-        send, receive = anyio.create_memory_object_stream[LogEntry](16)
-
-        async def put(stream: int, data: bytes) -> None:
-            await send.send(LogEntry(time=time.time(), stream=logs.NAMES[stream], data=data))
-
-        async def close_at_end(execution: LocalExecution) -> None:
-            try:
-                with contextlib.suppress(HutchError):
-                    await execution.wait()
-            finally:
-                send.close()
-
-        try:
-            execution = await self.attach(
-                MAIN,
-                after=(ends[proto.STDOUT], ends[proto.STDERR]),
-                stdout=functools.partial(put, proto.STDOUT),
-                stderr=functools.partial(put, proto.STDERR),
-            )
-        except HutchError:  # it has ended meanwhile, so the log is complete
-            send.close()
-            for entry in logs.beyond(logs.read(directory), ends):
-                yield entry.entry()
-            return
-        self._runtime.spawn(close_at_end, execution)
-        try:
-            async for live in receive:
-                yield live
-            execution.check_open()  # the end of the log, or of the runtime?
-        finally:
-            receive.close()
-            await execution.close()
+        return follow_log(self, self._runtime.spawn, follow=follow, tail=tail)
 
     async def clone(self, name: str | None = None) -> LocalBox:
         """Make a new, stopped box with a copy of this one's disk and configuration."""
@@ -373,6 +339,80 @@ class LocalBox:
         for execution in list(self._executions):
             execution.runtime_closed()
 
+    async def launch_main(self, rows: int, cols: int) -> None:
+        """Start the box for someone who will watch its main command, with a terminal of this size if it has one.
+        Raises `InvalidStateError` when the box runs already, `InvalidArgumentError` without a main command."""
+        check_size(rows, cols)
+        self._check_job()
+
+        @contextlib.asynccontextmanager
+        async def unwatched(channel: AgentChannel) -> AsyncIterator[tuple[tuple[int, int], None]]:
+            yield (rows, cols), None
+
+        await self._lives.start_watched(self.id, unwatched)
+
+    async def launch(
+        self,
+        exec_id: str,
+        command: tuple[str, ...],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: tuple[int, int] | None = None,
+        stdin: bool = False,
+        timeout: float | None = None,
+        kill_after: float = 2.0,
+        linger: float | None = 0.3,
+        file_op: proto.FileOp | None = None,
+        path: str = "",
+    ) -> int:
+        """Start a command (or a file operation) under an id of the caller's choice, without watching it, and return
+        its pid: what a server does for its clients. The same id twice starts nothing twice: that raises
+        `InvalidStateError`."""
+        if not ids.is_id(exec_id):
+            raise InvalidArgumentError(f"{quoted(exec_id)} is not an execution id: {ids.LENGTH} letters and digits")
+        check_start(command, env, cwd, user, timeout, kill_after, linger, file_op)
+        if tty is not None:
+            check_size(*tty)
+        return await self._request_start(
+            await self._lives.channel(self.id),
+            exec_id,
+            command,
+            env=env,
+            cwd=cwd,
+            user=user,
+            tty=tty,
+            stdin=stdin,
+            timeout=timeout,
+            kill_after=kill_after,
+            linger=linger,
+            file_op=file_op,
+            path=path,
+        )
+
+    async def connect_agent(self, exec_id: str) -> socket.socket:
+        """Return a connected, non-blocking socket to the agent, for one watcher of an execution that exists. Raises
+        `NotFoundError`, `SessionReapedError` or what the box's state demands."""
+        check_text("the id of an execution", exec_id)
+        directory = self._runtime.home.box(self.id)
+        if exec_id == MAIN and not (await self.info()).pid and logs.exit_record(directory) is not None:
+            ours, theirs = socket.socketpair()
+            for sock in (ours, theirs):
+                sock.setblocking(False)
+            self._runtime.spawn(haunt, theirs, directory, exec_id)
+            return ours
+        await self._exec_record(await self._lives.channel(self.id, start=False), exec_id)
+        return await self._lives.connect(self.id)
+
+    async def signal_execution(self, exec_id: str, signum: int) -> None:
+        """Send a signal to an execution that nobody here watches. Raises `InvalidStateError` after its end."""
+        check_text("the id of an execution", exec_id)
+        check_whole("signal", signum, 1, 64)
+        channel = await self._lives.channel(self.id, start=False)
+        await self._exec_record(channel, exec_id)
+        await channel.request(lambda req: proto.signal(exec_id, signum, req=req))
+
     async def start_file_op(self, op: proto.FileOp, path: str, **options: Any) -> LocalExecution:
         """Start a file operation of the agent: an execution like any other."""
         if not check_text("the path", path):
@@ -384,6 +424,12 @@ class LocalBox:
         await self._dispose(execution)
 
     # Private methods.
+
+    def _check_job(self) -> BoxRecord:
+        record = self._lives.record(self.id)
+        if record.command is None:
+            raise InvalidArgumentError(f"box {self.name or self.id} has no main command to attach to")
+        return record
 
     async def _start(
         self,
@@ -403,22 +449,13 @@ class LocalBox:
         file_op: proto.FileOp | None = None,
         path: str = "",
     ) -> LocalExecution:
-        if file_op is None:
-            check_command(command)
-        check_seconds("timeout", timeout)
-        check_seconds("kill_after", kill_after)
-        check_seconds("linger", linger)
-        check_env(env or {})
-        for what, text in (("cwd", cwd), ("user", user)):
-            if text is not None:
-                check_text(what, text)
+        check_start(command, env, cwd, user, timeout, kill_after, linger, file_op)
         for sink in (sinks or {}).values():
             if sink is not DISCARD:
                 check_sink("the sink", sink)
         check_callable("on_exit", on_exit)
         channel = await self._lives.channel(self.id)
-        record = self._lives.settings(self.id)
-        self._counts_oom = record.spec.limits.memory_mib is not None
+        self._counts_oom = self._lives.settings(self.id).spec.limits.memory_mib is not None
         execution = LocalExecution(
             self._host,
             channel,
@@ -435,46 +472,67 @@ class LocalBox:
         watch = execution.watches_all()
         self._executions.add(execution)
         try:
-            variables = {**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})}
+            pid = await self._request_start(
+                channel,
+                execution.id,
+                command,
+                env=env,
+                cwd=cwd,
+                user=user,
+                tty=tty,
+                stdin=stdin,
+                watch=watch,
+                timeout=timeout,
+                kill_after=kill_after,
+                linger=linger,
+                file_op=file_op,
+                path=path,
+            )
+        except BaseException:
+            await execution.close()
+            raise
+        execution.started(pid, watched=watch)
+        return execution
+
+    async def _request_start(
+        self,
+        channel: AgentChannel,
+        exec_id: str,
+        command: tuple[str, ...],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str | None,
+        user: str | None,
+        tty: tuple[int, int] | None,
+        **options: Any,
+    ) -> int:
+        record = self._lives.settings(self.id)
+        variables = {**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})}
+        try:
             answer = await channel.request(
                 lambda req: proto.start(
-                    execution.id,
+                    exec_id,
                     command,
                     req=req,
                     env=variables,
                     cwd=record.workdir if cwd is None else cwd,
                     user=record.user if user is None else user,
                     tty=tty,
-                    stdin=stdin,
-                    watch=watch,
-                    timeout=timeout,
-                    kill_after=kill_after,
-                    linger=linger,
-                    file_op=file_op,
-                    path=path,
+                    **options,
                 ),
                 command=command,
-                too_late=lambda: self._kill_unseen(channel, execution),
+                too_late=lambda: _kill_unseen(channel, exec_id),
             )
         except ValueError as error:
-            await execution.close()
             raise InvalidArgumentError(f"the command with its environment is too long: {error}") from None
-        except BaseException:
-            await execution.close()
-            raise
-        execution.started(answer.pid if isinstance(answer, proto.Started) else 0, watched=watch)
-        return execution
+        return answer.pid if isinstance(answer, proto.Started) else 0
 
     async def _dispose(self, execution: LocalExecution) -> None:
         if execution.finished:
             execution.send(proto.simple(proto.Request.FORGET, req=0, exec_id=execution.id))
         else:
-            self._kill_unseen(self._lives.open_channel(self.id), execution)
+            _kill_unseen(self._lives.open_channel(self.id), execution.id)
         await execution.close()
-
-    def _kill_unseen(self, channel: AgentChannel | None, execution: LocalExecution) -> None:
-        if channel is not None:
-            channel.send(proto.signal(execution.id, 9, req=0))
 
     def _make_host(self, *, own_channel: bool, forget: Callable[[LocalExecution], None]) -> Host:
         return Host(
@@ -482,6 +540,7 @@ class LocalBox:
             reconnect=lambda: self._lives.reconnect(self.id, own=own_channel),
             spawn=self._runtime.spawn,
             oom_kills=lambda: self._oom_kills(self._runtime.home.box(self.id)),
+            paused=lambda: self._lives.record(self.id).state is BoxState.PAUSED,
             forget=forget,
         )
 
@@ -495,7 +554,7 @@ class LocalBox:
                 return record
         if ids.is_id(exec_id):  # the agent knows whether there ever was one
             await channel.request(lambda req: proto.attach(exec_id, {}, req=req))
-        raise NotFoundError(f"box {self.name or self.id} has no execution {exec_id!r}")
+        raise NotFoundError(f"box {self.name or self.id} has no execution {quoted(exec_id)}")
 
     async def _records(self, channel: AgentChannel) -> tuple[proto.ExecRecord, ...]:
         answer = await channel.request(lambda req: proto.simple(proto.Request.LIST, req=req))
@@ -505,6 +564,11 @@ class LocalBox:
         if not self._counts_oom:
             return None
         return self._runtime.engine.usage(directory).oom_kills
+
+
+def _kill_unseen(channel: AgentChannel | None, exec_id: str) -> None:
+    if channel is not None:
+        channel.send(proto.signal(exec_id, 9, req=0))
 
 
 def _state(record: proto.ExecRecord) -> ExecState:

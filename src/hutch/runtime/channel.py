@@ -72,45 +72,36 @@ class Watcher(Protocol):
         """The connection is gone."""
 
 
-class AgentChannel:
-    """A connection to an agent. Made by `open`; `close` is idempotent."""
+class Channel:
+    """A connection to an agent, whatever carries its bytes: requests and their answers, events and their watchers.
 
-    def __init__(self, sock: socket.socket, on_closed: Callable[[], None] | None = None) -> None:
-        self._socket = sock
+    A subclass sends (`send`), hands in what comes (`_received`) and ends what carries the bytes (`_disconnect`).
+    """
+
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
-        self._view = _read_buffer()
-        # Bytes that the socket did not take yet.
-        self._unsent = bytearray()
         self._requests: dict[int, asyncio.Future[proto.Answer]] = {}
-        # What to do about answers whose callers have gone away.
+        # What to do about an answer when its caller has gone away.
         self._abandoned: dict[int, Callable[[], None]] = {}
         # Far below 2^32, the width of the field, for any life of a connection.
         self._numbers = itertools.count(1)
         self._watchers: dict[str, Watcher] = {}
-        # Requests for shared memory under way, and the descriptors that came in for them.
-        self._windows: dict[int, Callable[[int, int], None]] = {}
-        self._fds: list[int] = []
-        self._on_closed = on_closed
         self.hello = proto.Hello(0, 0, False, 0.0)
         self.closed = False
-        self._loop.add_reader(sock, self._on_readable)
 
-    @classmethod
-    async def open(cls, sock: socket.socket, on_closed: Callable[[], None] | None = None) -> AgentChannel:
-        """Take over a connected non-blocking socket and greet the agent. Raises `UpstreamUnavailableError`."""
-        channel = cls(sock, on_closed)
+    async def greet(self) -> None:
+        """Greet the agent; on any failure the connection is closed. Raises `UpstreamUnavailableError`."""
         try:
-            answer = await channel.request(proto.hello)
+            answer = await self.request(proto.hello)
             if not isinstance(answer, proto.Hello) or answer.version != proto.VERSION:
                 raise UpstreamUnavailableError(
                     "the box's agent speaks another version of the protocol; restart the box"
                 )
-            channel.hello = answer
+            self.hello = answer
         except BaseException:
-            channel.close()
+            self.close()
             raise
-        return channel
 
     def watch(self, exec_id: str, watcher: Watcher) -> None:
         """Deliver the events of an execution to ``watcher`` from now on."""
@@ -135,10 +126,13 @@ class AgentChannel:
         if self.closed:
             raise UpstreamUnavailableError("the connection to the box's agent is closed")
         number = next(self._numbers)
+        data = build(number)
         future: asyncio.Future[proto.Answer] = self._loop.create_future()
         self._requests[number] = future
+        if too_late is not None:
+            self._abandoned[number] = too_late
         try:
-            self.send(build(number))
+            self.send(data)
             try:
                 with anyio.fail_after(_ANSWER_SECONDS):
                     answer = await future
@@ -147,13 +141,12 @@ class AgentChannel:
                     f"the box's agent did not answer within {_ANSWER_SECONDS:.0f} s; stop the box if it stays like that"
                 ) from None
         except BaseException:
-            if too_late is not None and future.done() and not future.cancelled():
-                too_late()
-            elif too_late is not None:
-                self._abandoned[number] = too_late
+            if future.done() and not future.cancelled():
+                self._release(number)  # the answer is there, but its caller was cancelled before it could take it
             raise
         finally:
             self._requests.pop(number, None)
+        self._abandoned.pop(number, None)
         if isinstance(answer, proto.Failed):
             raise _error(answer, command)
         return answer
@@ -162,8 +155,93 @@ class AgentChannel:
         """Ask for a stream's window as shared memory.
 
         ``take`` is called with a descriptor that it owns and the size in bytes, before any event that relies on the
-        window; it is not called when the agent refuses: the bytes go on coming in frames then.
+        window; it is not called when that cannot be: the bytes go on coming in frames then.
         """
+
+    def send(self, data: bytes) -> None:
+        """Queue bytes for the agent."""
+        raise NotImplementedError
+
+    def close(self, reason: HutchError | None = None) -> None:
+        """End the connection; requests that wait fail (for ``reason``), watchers learn that it is lost."""
+        if self.closed:
+            return
+        self.closed = True
+        self._disconnect()
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(reason or UpstreamUnavailableError("the connection to the box's agent was lost"))
+                future.exception()  # a caller that has gone away must not cause a warning
+        watchers, self._watchers = list(self._watchers.values()), {}
+        for watcher in watchers:
+            watcher.on_lost()
+
+    # For subclasses.
+
+    def _disconnect(self) -> None:
+        """End what carries the bytes."""
+        raise NotImplementedError
+
+    def _received(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the agent; a peer that breaks the protocol loses the connection."""
+        try:
+            for frame in self._decoder.receive(data):
+                self._dispatch(frame)
+        except FrameError as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, ConnectionError):
+            log.warning("connection to an agent ended: %s", error)
+        self.close()
+
+    def _answer(self, frame: Frame, answer: proto.Answer) -> None:
+        future = self._requests.get(frame.req)
+        if future is not None and not future.done():
+            future.set_result(answer)
+        else:
+            self._release(frame.req)
+
+    # Private methods.
+
+    def _release(self, number: int) -> None:
+        too_late = self._abandoned.pop(number, None)
+        if too_late is not None:
+            too_late()
+
+    def _dispatch(self, frame: Frame) -> None:
+        answer = proto.decode_answer(frame)
+        if answer is not None:
+            self._answer(frame, answer)
+            return
+        watcher = self._watchers.get(frame.exec_id)
+        if watcher is not None:
+            watcher.on_event(proto.decode_event(frame))
+
+
+class AgentChannel(Channel):
+    """A connection to an agent by a socket. Made by `open`; `close` is idempotent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__()
+        self._socket = sock
+        self._view = _read_buffer()
+        # Bytes that the socket did not take yet.
+        self._unsent = bytearray()
+        # Requests for shared memory under way, and the descriptors that came in for them.
+        self._windows: dict[int, Callable[[int, int], None]] = {}
+        self._fds: list[int] = []
+        self._loop.add_reader(sock, self._on_readable)
+
+    @classmethod
+    async def open(cls, sock: socket.socket) -> AgentChannel:
+        """Take over a connected non-blocking socket and greet the agent. Raises `UpstreamUnavailableError`."""
+        channel = cls(sock)
+        await channel.greet()
+        return channel
+
+    def request_window(self, exec_id: str, stream: int, take: Callable[[int, int], None]) -> None:
+        """See `Channel.request_window`."""
         number = next(self._numbers)
         self._windows[number] = take
         self.send(proto.simple(proto.Request.SHM, req=number, exec_id=exec_id, stream=stream))
@@ -185,27 +263,6 @@ class AgentChannel:
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
             self._loop.add_writer(self._socket, self._on_writable)
-
-    def close(self) -> None:
-        """End the connection; requests that wait fail, watchers learn that it is lost."""
-        if self.closed:
-            return
-        self.closed = True
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
-        for future in self._requests.values():
-            if not future.done():
-                future.set_exception(UpstreamUnavailableError("the connection to the box's agent was lost"))
-                future.exception()  # a caller that has gone away must not cause a warning
-        watchers, self._watchers = list(self._watchers.values()), {}
-        for watcher in watchers:
-            watcher.on_lost()
-        if self._on_closed is not None:
-            self._on_closed()
 
     # Private methods: the socket.
 
@@ -235,12 +292,7 @@ class AgentChannel:
             if not size:
                 self._fail(None)
                 return
-            try:
-                for frame in self._decoder.receive(self._view[:size]):
-                    self._dispatch(frame)
-            except FrameError as error:
-                self._fail(error)
-                return
+            self._received(self._view[:size])
             if size < _READ_SIZE:
                 return
 
@@ -257,27 +309,19 @@ class AgentChannel:
         self._fds += fds
         return size
 
-    def _fail(self, error: Exception | None) -> None:
-        if error is not None and not isinstance(error, ConnectionError):
-            log.warning("connection to an agent ended: %s", error)
-        self.close()
+    def _disconnect(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
 
-    def _dispatch(self, frame: Frame) -> None:
-        answer = proto.decode_answer(frame)
-        if answer is not None:
-            if (take := self._windows.pop(frame.req, None)) is not None:
-                self._take_window(answer, take)
-                return
-            future = self._requests.get(frame.req)
-            too_late = self._abandoned.pop(frame.req, None)
-            if future is not None and not future.done():
-                future.set_result(answer)
-            elif too_late is not None:
-                too_late()
-            return
-        watcher = self._watchers.get(frame.exec_id)
-        if watcher is not None:
-            watcher.on_event(proto.decode_event(frame))
+    def _answer(self, frame: Frame, answer: proto.Answer) -> None:
+        if (take := self._windows.pop(frame.req, None)) is not None:
+            self._take_window(answer, take)
+        else:
+            super()._answer(frame, answer)
 
     def _take_window(self, answer: proto.Answer, take: Callable[[int, int], None]) -> None:
         if isinstance(answer, proto.Failed):

@@ -9,6 +9,7 @@ from pathlib import Path
 from hutch.errors import ExecError, InvalidArgumentError
 
 _SHOWN = 100
+_PATH_MAX, _NAME_MAX = 4096, 255
 
 MAX_SECONDS = 4_000_000
 """46 days: what the agent's protocol can carry, and more than anyone means. ``None`` stands for no limit."""
@@ -35,7 +36,19 @@ def check_text(what: str, value: object) -> str:
 
 def check_path(what: str, value: object) -> Path:
     """Return the value as a path of the host. Raises `InvalidArgumentError`."""
-    return Path(check_text(what, os.fspath(value) if isinstance(value, os.PathLike) else value))
+    text = check_text(what, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    name = os.fsencode(text)
+    if len(name) >= _PATH_MAX or any(len(part) > _NAME_MAX for part in name.split(b"/")):
+        raise InvalidArgumentError(f"{what} {quoted(text)} is too long for a path")
+    return Path(text)
+
+
+def check_name(what: str, value: object) -> str:
+    """Return the value. Raises `InvalidArgumentError` for what could not be recorded as a name."""
+    text = check_text(what, value)
+    if not text.isascii():
+        raise InvalidArgumentError(f"{what} {quoted(text)} has characters that no name has")
+    return text
 
 
 def check_bytes(what: str, value: object) -> None:
@@ -81,9 +94,9 @@ def check_env(env: Mapping[str, str]) -> Mapping[str, str]:
     return env
 
 
-def check_seconds(what: str, value: float | None) -> None:
-    """Raise `InvalidArgumentError` for what cannot be a time span."""
-    if value is None:
+def check_seconds(what: str, value: float | None, *, endless: bool = True) -> None:
+    """Raise `InvalidArgumentError` for what cannot be a time span. ``endless``: ``None`` can."""
+    if value is None and endless:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_SECONDS:
         raise InvalidArgumentError(f"{what} {quoted(value)} is not a number of seconds from 0 to {MAX_SECONDS}")
@@ -93,3 +106,25 @@ def check_size(rows: int, cols: int) -> None:
     """Raise `InvalidArgumentError` for a terminal size that cannot be."""
     check_whole("the rows of a terminal:", rows, 1, 0xFFFF)
     check_whole("the columns of a terminal:", cols, 1, 0xFFFF)
+
+
+def check_start(
+    command: tuple[str, ...],
+    env: Mapping[str, str] | None,
+    cwd: str | None,
+    user: str | None,
+    timeout: float | None,
+    kill_after: float,
+    linger: float | None,
+    file_op: object,
+) -> None:
+    """Raise `InvalidArgumentError` or `ExecError` for what no command can be started with."""
+    if file_op is None:
+        check_command(command)
+    check_seconds("timeout", timeout)
+    check_seconds("kill_after", kill_after, endless=False)
+    check_seconds("linger", linger)
+    check_env(env or {})
+    for what, text in (("cwd", cwd), ("user", user)):
+        if text is not None:
+            check_text(what, text)

@@ -1,7 +1,8 @@
 """Disks of boxes: a writable layer on top of frozen ones.
 
-Freezing the writable layer of a stopped box is a rename, so snapshots and clones of stopped boxes cost nothing;
-frozen layers are shared and are deleted when no box and no snapshot names them.
+Freezing the writable layer of a stopped box is a rename, so snapshots and clones of stopped boxes cost nothing (that
+of a running box, or of one whose disk has a fixed size, is copied); frozen layers are shared and are deleted when no
+box and no snapshot names them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 
+from hutch.engine.base import Upper
 from hutch.errors import DeadlineError, HutchError
 from hutch.host.files import locked
 from hutch.runtime.home import new_id
@@ -38,39 +40,43 @@ class Disks:
     @contextlib.asynccontextmanager
     async def using(self) -> AsyncIterator[None]:
         """While this is held no frozen layer is deleted, by any process: for layers that no record names yet."""
-        async with locked(self._home.lock("disks"), timeout=_LOCK_SECONDS, shared=True):
-            yield
+        try:
+            async with locked(self._home.lock("disks"), timeout=_LOCK_SECONDS, shared=True):
+                yield
+        except BaseException:
+            with anyio.CancelScope(shield=True), contextlib.suppress(HutchError):
+                await self.collect()  # the failure may have left a layer without a record
+            raise
 
     async def settle(self, record: BoxRecord) -> BoxRecord:
         """Finish a freeze or a restore that was interrupted, so that the disk is what the record says. The caller
         holds the box."""
         directory = self._home.box(record.id)
-        upper = directory / "upper"
         if record.reset_upper:
-            await self._engine.remove_tree(upper)
-            await self._engine.remove_tree(directory / "work")
+            await self._engine.reset_upper(directory)
             return self._saved(record, reset_upper=False)
-        if record.disks and not self._home.disk(record.disks[0]).exists() and upper.exists():
-            os.rename(upper, self._home.disk(record.disks[0]))
+        if record.disks and not self._home.disk(record.disks[0]).exists():
+            await self._engine.move_upper(directory, self._home.disk(record.disks[0]))
         return record
 
     async def capture(self, record: BoxRecord, *, running: bool) -> tuple[str, ...]:
         """Return frozen layers that hold the disk as it is now. The caller holds the box (frozen, if it runs) and
         `using`."""
-        upper = self._home.box(record.id) / "upper"
+        directory = self._home.box(record.id)
         name = f"{new_id()}-box"
-        if running:
+        if not running:
+            record = await self.settle(record)
+        upper = self._engine.upper(directory)
+        if upper is Upper.EMPTY:
+            return record.disks
+        if running or upper is Upper.FIXED:
             partial = self._home.disk(f".{name}")
-            await self._engine.copy_tree(upper, partial)
+            await self._engine.copy_upper(directory, partial)
             os.rename(partial, self._home.disk(name))
             return (name, *record.disks)
-        record = await self.settle(record)
-        if not upper.exists() or not any(upper.iterdir()):
-            return record.disks
-        # The record first: should we die before the rename, `settle` does it.
+        # The record first: should we die before the move, `settle` does it.
         record = self._saved(record, disks=(name, *record.disks))
-        os.rename(upper, self._home.disk(name))
-        await self._engine.remove_tree(self._home.box(record.id) / "work")
+        await self._engine.move_upper(directory, self._home.disk(name))
         return record.disks
 
     async def restore(self, record: BoxRecord, disks: tuple[str, ...]) -> None:
@@ -90,12 +96,12 @@ class Disks:
         await self._delete_unnamed({entry.name for entry in os.scandir(self._home.disks)})
 
     async def size(self, names: Iterable[str]) -> int:
-        """Return what the layers take on the host's disk, in bytes, as far as this user may look."""
-        return await anyio.to_thread.run_sync(lambda: sum(_usage(os.fspath(self._home.disk(n))) for n in names))
+        """Return what the layers take on the host's disk, in bytes."""
+        return sum([await self._engine.tree_size(self._home.disk(name)) for name in names])
 
     async def written(self, box_id: str) -> int:
-        """Return what a box's writable layer takes on the host's disk, in bytes, as far as this user may look."""
-        return await anyio.to_thread.run_sync(_usage, os.fspath(self._home.box(box_id) / "upper"))
+        """Return what a box's writable layer takes on the host's disk, in bytes."""
+        return await self._engine.upper_size(self._home.box(box_id))
 
     # Private methods.
 
@@ -118,14 +124,3 @@ class Disks:
         )
         self._store.save_box(record)
         return record
-
-
-def _usage(path: str) -> int:
-    total = 0
-    with contextlib.suppress(OSError), os.scandir(path) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                total += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    total += _usage(entry.path)
-    return total

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hutch.core.sinks import Sink
-    from hutch.runtime.channel import AgentChannel
+    from hutch.runtime.channel import Channel
     from hutch.runtime.outputs import Output
 
 COLLECT_LIMIT = 64 << 20
 # What the agent takes from the starter of an execution before it grants more.
 _STARTER_CREDIT = 64 * 1024
+# Seconds without the end of a command after which its agent is asked whether it is there.
+_SILENCE = 5.0
 
 # How long a lost connection may take to turn out as the end of the box, or to be made again.
 _RESUME_SECONDS = 5.0
@@ -51,9 +53,10 @@ class Host:
         self,
         *,
         box: str,
-        reconnect: Callable[[], Awaitable[AgentChannel | None]],
+        reconnect: Callable[[], Awaitable[Channel | None]],
         spawn: Callable[..., None],
         oom_kills: Callable[[], int | None],
+        paused: Callable[[], bool],
         forget: Callable[[LocalExecution], None],
     ) -> None:
         # The box's id, for messages.
@@ -63,6 +66,7 @@ class Host:
         # Runs a coroutine function in the runtime's task group.
         self.spawn = spawn
         self.oom_kills = oom_kills
+        self.paused = paused
         # Called once, when the execution has finished or was closed.
         self.forget = forget
 
@@ -73,7 +77,7 @@ class LocalExecution:
     def __init__(
         self,
         host: Host,
-        channel: AgentChannel,
+        channel: Channel,
         exec_id: str,
         *,
         tty: bool = False,
@@ -140,6 +144,17 @@ class LocalExecution:
         if self._result is None:
             raise InvalidStateError("the execution was closed")
         return self._result
+
+    async def wait_with_agent(self) -> Result:
+        """`wait`, for a caller who alone could end the command: raises `UpstreamUnavailableError` when the agent, which
+        enforces the command's own timeout, does not answer any more."""
+        while True:
+            try:
+                return await self.wait(_SILENCE)
+            except DeadlineError:
+                if self.finished:  # the error of a sink
+                    raise
+                await self._check_agent()
 
     async def signal(self, signum: int) -> None:
         """Send a signal to the process group."""
@@ -227,7 +242,7 @@ class LocalExecution:
 
     def close_channel(self) -> None:
         """Close the connection, which is this execution's alone."""
-        self._channel.close()
+        self._channel.close(self._error if isinstance(self._error, HutchError) else None)
 
     @property
     def input_closed(self) -> bool:
@@ -290,15 +305,18 @@ class LocalExecution:
     async def _iterate(self, stream: int) -> Consumer:
         self.check_open()
         if stream not in self._streams:  # a terminal has one merged stream
-            consumer = Consumer(lambda position: None)
+            consumer = Consumer(lambda position: None, self._why_closed)
             consumer.end()
             return consumer
         if stream in self._outputs:
             raise InvalidStateError("this output already has a reader or a sink")
-        consumer = Consumer(self._deliverer(stream))
+        consumer = Consumer(self._deliverer(stream), self._why_closed)
         self._outputs[stream] = consumer
         self._attach({stream})
         return consumer
+
+    def _why_closed(self) -> BaseException:
+        return self._error or InvalidStateError("the execution was closed while its output was read")
 
     def _claim_rest(self) -> None:
         before = set(self._outputs)
@@ -430,6 +448,15 @@ class LocalExecution:
             self._check_running()
             raise
 
+    async def _check_agent(self) -> None:
+        channel = self._channel
+        try:
+            await channel.request(lambda req: proto.simple(proto.Request.PING, req=req))
+        except UpstreamUnavailableError:
+            # The loss of a connection is dealt with elsewhere, and who is frozen cannot answer.
+            if channel is self._channel and not channel.closed and not self._host.paused():
+                raise
+
     def _check_running(self) -> None:
         self.check_open()
         if self._machine.phase is not Phase.RUNNING:
@@ -438,7 +465,11 @@ class LocalExecution:
     async def _resume(self) -> None:
         if self._done.is_set():
             return
-        channel = await self._host.reconnect()
+        try:
+            channel = await self._host.reconnect()
+        except HutchError as error:
+            self._fail(error)
+            return
         if self._done.is_set():
             return
         if channel is not None:
@@ -461,7 +492,7 @@ class LocalExecution:
         if not self._done.is_set() and not self._watched:
             self._claim_nothing()
 
-    async def _attach_again(self, channel: AgentChannel) -> None:
+    async def _attach_again(self, channel: Channel) -> None:
         positions = self._machine.attach(self._watched)
         answer = await channel.request(lambda req: proto.attach(self.id, positions, req=req))
         if isinstance(answer, proto.Attached):

@@ -15,7 +15,6 @@ import posixpath
 import socket
 import sys
 import tarfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -33,12 +32,13 @@ from hutch.errors import (
     StorageError,
 )
 from hutch.host.untar import extract_below
-from hutch.runtime.checks import check_bytes, check_path, check_text, check_whole
+from hutch.runtime.checks import check_bytes, check_path, check_text, check_whole, quoted
 from hutch.runtime.execution import DISCARD
 
 if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable
+    from pathlib import Path
 
     from hutch.runtime.box import LocalBox
     from hutch.runtime.execution import LocalExecution
@@ -76,7 +76,10 @@ class BoxFiles:
 
     async def write(self, path: str, data: bytes | str, *, mode: int = 0o644) -> None:
         """Create or replace a file, atomically; missing parent directories are made."""
-        content = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+        try:
+            content = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(f"the text for {quoted(path)} cannot be written as UTF-8: {error}") from None
         check_bytes("data", content)
         check_whole("mode", mode, 0, 0o7777)
         parent, name = posixpath.split(check_text("the path", path))
@@ -143,7 +146,7 @@ class BoxFiles:
     async def _query(self, op: proto.FileOp, path: str) -> builtins.list[FileInfo]:
         execution = await self._box.start_file_op(op, path, collect=_MAX_LISTING)
         try:
-            result = await execution.wait()
+            result = await execution.wait_with_agent()
         finally:
             await self._box.dispose(execution)
         _check(result, path)
@@ -195,12 +198,21 @@ class BoxFiles:
     async def _send(self, directory: str, produce: Callable[[tarfile.TarFile], None]) -> None:
         """Stream a tar that ``produce`` writes (in a thread) to the agent, which unpacks it below the directory."""
         execution = await self._box.start_file_op(proto.FileOp.PUT, directory, stdin=True, collect=_PIECE, linger=None)
+        failures: builtins.list[Exception] = []
         try:
-            await _feed_tar(execution, produce)
-            _check(await execution.wait(), directory)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_feed_tar, execution, produce, failures)
+                result, broken = await _outcome(execution)
+                tasks.cancel_scope.cancel()  # nobody reads what is left
         finally:
             with anyio.CancelScope(shield=True):
                 await self._box.dispose(execution)
+        for failure in failures:
+            raise _named(failure, "the source")
+        if broken is not None:
+            raise _named(broken, directory)
+        if result is not None:
+            _check(result, directory)
 
     async def _receive(self, path: str, consume: Callable[[tarfile.TarFile], None]) -> None:
         """Let ``consume`` (in a thread) read the tar that the agent makes of a path."""
@@ -231,48 +243,49 @@ class BoxFiles:
                     await self._box.dispose(execution)
         if result is not None:
             _check(result, path, errors.getvalue())
-        if failure is not None:
-            raise _named(failure, path)
-        if broken is not None:
-            raise _named(broken, path)
+        for error in (broken, failure):  # in this order: a stream that breaks off breaks its reader too
+            if error is not None:
+                raise _named(error, path)
 
 
 async def _outcome(execution: LocalExecution) -> tuple[Result | None, Exception | None]:
     try:
-        return await execution.wait(), None
+        return await execution.wait_with_agent(), None
     except BrokenPipeError:  # the reader has given up, and says why
         return None, None
     except (HutchError, OSError) as error:
         return None, error
 
 
-async def _feed_tar(execution: LocalExecution, produce: Callable[[tarfile.TarFile], None]) -> None:
+async def _feed_tar(
+    execution: LocalExecution, produce: Callable[[tarfile.TarFile], None], failures: list[Exception]
+) -> None:
+    """Raises nothing: what is wrong with the source goes to ``failures``, the rest is told by the execution's end."""
     ours, theirs = socket.socketpair()
-    failure: Exception | None = None
 
     async def write() -> None:
-        nonlocal failure
         try:
             await _in_thread(_produce, theirs, produce)
         except (BrokenPipeError, ConnectionResetError):  # the box gave up: its error message tells
             pass
         except (OSError, ValueError, tarfile.TarError, HutchError) as error:
-            failure = error
+            failures.append(error)
 
-    with ours, theirs:
+    with ours, theirs, contextlib.suppress(HutchError):
         ours.setblocking(False)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write)
             try:
-                while (data := await _read(ours)) and not execution.input_closed:
-                    await execution.stdin.write(data)
+                with contextlib.suppress(HutchError):  # of the standard input
+                    while (data := await _read(ours)) and not execution.input_closed:
+                        await execution.stdin.write(data)
             finally:
                 ours.shutdown(socket.SHUT_RDWR)  # the end for the writer, also when we are cancelled
-    if failure is not None:
-        # Without its end the archive is refused, so nothing half is left under a final name.
-        await execution.kill_quietly()
-        raise _named(failure, "the source")
-    await execution.stdin.close()
+        if failures:
+            # Without its end the archive is refused, so nothing half is left under a final name.
+            await execution.kill()
+        else:
+            await execution.stdin.close()
 
 
 async def _in_thread(function: Callable[..., None], *args: object) -> None:

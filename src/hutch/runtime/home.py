@@ -2,7 +2,7 @@
 
 hutch.db              records
 images/               the image store
-boxes/<id>/           one box: upper/ work/ run/ main.log.0 main.log.1 exit
+boxes/<id>/           one box: upper/ work/ (or disk.img) run/ main.log.0 main.log.1 exit
 disks/<id>-box        frozen layers of boxes: owners on disk are those of the box
 disks/<id>-image      the same, with the owners of an image (from an import)
 volumes/<id>/         managed volumes

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
 from hutch.core import ids
 from hutch.errors import InvalidStateError, NotFoundError
+from hutch.runtime.checks import check_name, check_path, quoted
 from hutch.runtime.home import new_id
 from hutch.state import VolumeRecord
 from hutch.types import VolumeInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from hutch.runtime.runtime import LocalRuntime
     from hutch.types import ImageInfo, Progress
@@ -37,7 +38,9 @@ class LocalImages:
         progress: Callable[[Progress], None] | None = None,
     ) -> ImageInfo:
         """Fetch an image from its registry. Raises `ImageError`."""
-        return await self._store.pull(reference, platform=platform, always=always, progress=progress)
+        return await self._store.pull(
+            check_name("the image", reference), platform=platform, always=always, progress=progress
+        )
 
     async def load(
         self,
@@ -49,7 +52,11 @@ class LocalImages:
     ) -> Sequence[ImageInfo]:
         """Read images from an OCI layout or archive, a `docker save` archive, or a root file system. Raises
         `ImageError`."""
-        return await self._store.load(Path(path), reference=reference, platform=platform, progress=progress)
+        if reference is not None:
+            check_name("the reference", reference)
+        return await self._store.load(
+            check_path("the image", path), reference=reference, platform=platform, progress=progress
+        )
 
     async def bootstrap(
         self,
@@ -69,7 +76,7 @@ class LocalImages:
 
     async def get(self, reference: str) -> ImageInfo:
         """Find a local image. Raises `NotFoundError`."""
-        return self._store.get(reference)
+        return self._store.get(check_name("the image", reference))
 
     async def list(self) -> list[ImageInfo]:
         """List the local images."""
@@ -77,7 +84,7 @@ class LocalImages:
 
     async def remove(self, reference: str) -> Sequence[str]:
         """Remove a reference, and the image with its last one. Raises `InvalidStateError` while a box needs it."""
-        return await self._store.remove(reference, in_use=self._in_use())
+        return await self._store.remove(check_name("the image", reference), in_use=self._in_use())
 
     async def prune(self, *, all: bool = False) -> int:
         """Delete images without a reference (``all``: that no box uses) and their layers; returns the bytes freed."""
@@ -129,9 +136,9 @@ class LocalVolumes:
             await self._runtime.engine.remove_tree(self._runtime.home.volume(record.id))
 
     def _find(self, name: str) -> VolumeRecord:
-        record = self._store.get_volume(name)
+        record = self._store.get_volume(check_name("the name of a volume", name))
         if record is None:
-            raise NotFoundError(f"volume {name!r} does not exist")
+            raise NotFoundError(f"volume {quoted(name)} does not exist")
         return record
 
 

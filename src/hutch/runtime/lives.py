@@ -23,6 +23,7 @@ from hutch.core import lifecycle
 from hutch.core.lifecycle import Event, Use
 from hutch.engine.base import BoxPlan, Lower, MountPlan
 from hutch.errors import (
+    DatabaseError,
     HutchError,
     InvalidStateError,
     NotFoundError,
@@ -35,6 +36,7 @@ from hutch.runtime.channel import AgentChannel
 from hutch.types import BoxInfo, BoxState
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator
 
     from hutch.engine.base import Engine
@@ -125,7 +127,8 @@ class Lives:
         async with self.holding(box_id) as record:
             if record.state not in ALIVE:
                 return
-            record = self._save(record, Event.STOP)
+            with contextlib.suppress(DatabaseError):  # a box that has filled the disk can be stopped all the same
+                record = self._save(record, Event.STOP)
             with anyio.CancelScope(shield=True):
                 if grace > 0:
                     await self._ask_to_stop(record, grace)
@@ -143,6 +146,8 @@ class Lives:
         await self._engine.kill(self._home.box(box_id))
         self.drop_channel(box_id)
         self.started.discard(box_id)
+        self._settings.pop(box_id, None)
+        self._connecting.pop(box_id, None)
 
     async def wait_gone(self, box_id: str) -> None:
         """Wait until the box does not run. Raises `RuntimeClosedError`."""
@@ -155,7 +160,7 @@ class Lives:
         with anyio.CancelScope() as scope:
             self._parked.add(scope)
             try:
-                await _gone(observed.pid, None)
+                await _gone(observed.pid)
             finally:
                 self._parked.discard(scope)
         if scope.cancelled_caught:
@@ -242,7 +247,11 @@ class Lives:
     async def own_channel(self, box_id: str) -> AgentChannel:
         """Return a new channel for one watcher alone, which closes it: on one channel each execution has one
         watcher."""
-        return await AgentChannel.open(await self._engine.connect(self._home.box(box_id)))
+        return await AgentChannel.open(await self.connect(box_id))
+
+    async def connect(self, box_id: str) -> socket.socket:
+        """Return a new connection to a box's agent, as the engine gives it."""
+        return await self._engine.connect(self._home.box(box_id))
 
     def drop_channel(self, box_id: str) -> None:
         """Close the channel to a box."""
@@ -255,8 +264,9 @@ class Lives:
         self._closed = True
         for scope in self._parked:
             scope.cancel()
-        for box_id in list(self._channels):
-            self.drop_channel(box_id)
+        for channel in list(self._channels.values()):
+            channel.close(RuntimeClosedError("the runtime was closed"))
+        self._channels.clear()
 
     # Private methods.
 
@@ -360,10 +370,11 @@ class Lives:
         observed = self._engine.observe(self._home.box(record.id))
         if observed.pid is None:
             return
-        with contextlib.suppress(HutchError), anyio.move_on_after(grace + _STOP_MARGIN):
-            channel = await self._connect(record.id)
-            await channel.request(lambda req: proto.poweroff(grace, record.stop_signal, req=req))
-        await _gone(observed.pid, grace + _STOP_MARGIN)
+        with anyio.move_on_after(grace + _STOP_MARGIN):
+            with contextlib.suppress(HutchError):
+                channel = await self._connect(record.id)
+                await channel.request(lambda req: proto.poweroff(grace, record.stop_signal, req=req))
+            await _gone(observed.pid)
 
     async def _observed(self, record: BoxRecord) -> BoxRecord:
         """Bring the record of a box up to date with what the engine observes. The caller holds the lock."""
@@ -377,6 +388,7 @@ class Lives:
             return record
         with anyio.CancelScope(shield=True):
             await self._engine.kill(directory)
+        self.drop_channel(record.id)
         self.started.discard(record.id)
         ended = logs.exit_record(directory)
         values: dict[str, Any] = {"pid": None, "stopped_at": time.time()}
@@ -433,14 +445,13 @@ async def _unwatched(channel: AgentChannel) -> AsyncIterator[tuple[tuple[int, in
     yield (24, 80), None
 
 
-async def _gone(pid: int, timeout: float | None) -> None:
+async def _gone(pid: int) -> None:
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        with anyio.move_on_after(timeout):
-            await anyio.wait_readable(fd)
+        await anyio.wait_readable(fd)
     finally:
         os.close(fd)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 import anyio.to_thread
 
-from hutch.errors import HutchError, InvalidStateError
+from hutch.errors import HutchError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -71,8 +71,9 @@ class Collector:
 class Consumer:
     """Hands chunks to whoever iterates. What is not taken stays unacknowledged, and so holds back the command."""
 
-    def __init__(self, delivered: Callable[[int], None]) -> None:
+    def __init__(self, delivered: Callable[[int], None], why_closed: Callable[[], BaseException]) -> None:
         self._delivered = delivered
+        self._why_closed = why_closed
         self._chunks: deque[tuple[int, bytes]] = deque()
         self._ended = False
         self._closed = False
@@ -100,7 +101,7 @@ class Consumer:
         """Return the next chunk, ``None`` at the end."""
         while not self._chunks:
             if self._closed:
-                raise InvalidStateError("the execution was closed while its output was read")
+                raise self._why_closed()
             if self._ended:
                 return None
             self._news.clear()

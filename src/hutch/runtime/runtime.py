@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -28,6 +28,7 @@ from hutch.host.proc import Process
 from hutch.image import ImageStore
 from hutch.runtime import archive
 from hutch.runtime.box import LocalBox
+from hutch.runtime.checks import check_callable, check_name, check_path, quoted
 from hutch.runtime.disks import Disks
 from hutch.runtime.home import Home, new_id
 from hutch.runtime.library import LocalImages, LocalVolumes
@@ -38,7 +39,8 @@ from hutch.types import BoxSpec, BoxState, Isolation
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
     from types import TracebackType
     from typing import Literal, Self
 
@@ -200,6 +202,8 @@ class LocalRuntime:
     async def list(self, *, labels: Mapping[str, str] | None = None) -> list[BoxInfo]:
         """List all boxes, or those that have the labels, oldest first."""
         self._check_open()
+        if labels is not None and not isinstance(labels, Mapping):
+            raise InvalidArgumentError(f"labels {quoted(labels)} is not a mapping of names to values")
         found = []
         for record in self.store.list_boxes():
             if labels and any(record.spec.labels.get(key) != value for key, value in labels.items()):
@@ -245,10 +249,11 @@ class LocalRuntime:
     async def export(self, box_id: str, path: str | Path) -> None:
         """Write a box to an archive file."""
         self._check_open()
+        target = check_path("the archive", path)
         async with self.disks.using():
             async with self.lives.holding_still(box_id) as (record, running):
                 disks = await self.disks.capture(record, running=running)
-            await archive.write(Path(path), record, self._layer_sources(record, disks))
+            await archive.write(target, record, self._layer_sources(record, disks))
         await self.disks.release(disks)
 
     async def import_box(self, path: str | Path, *, name: str | None = None) -> LocalBox:
@@ -259,7 +264,7 @@ class LocalRuntime:
             if self.store.has_box_named(name):
                 raise AlreadyExistsError(f"a box named {name!r} exists already")
         async with self.disks.using():
-            contents, disks = await archive.read(Path(path), self.home, self.engine)
+            contents, disks = await archive.read(check_path("the archive", path), self.home, self.engine)
             now = time.time()
             record = msgspec.structs.replace(
                 self._unstarted(contents, now),
@@ -369,11 +374,11 @@ class LocalRuntime:
         return layers
 
     def _find(self, box: str) -> BoxRecord:
-        found = self.store.find_boxes(check_name_or_id(box))
+        found = self.store.find_boxes(check_name("the name of a box", box))
         if not found:
             raise NotFoundError(f"box {quoted(box)} does not exist")
         if len(found) > 1:
-            raise InvalidArgumentError(f"{box!r} is the beginning of several box ids; give more of it")
+            raise InvalidArgumentError(f"{quoted(box)} is the beginning of several box ids; give more of it")
         return found[0]
 
     def _handle(self, record: BoxRecord) -> LocalBox:
@@ -389,6 +394,7 @@ class LocalRuntime:
         snapshots = self.store.list_snapshots(record.id)
         self.store.remove_box(record.id)
         self._boxes.pop(record.id, None)
+        self._own.discard(record.id)
         await self.disks.release(record.disks + tuple(disk for snapshot in snapshots for disk in snapshot.disks))
         self.home.lock(record.id).unlink(missing_ok=True)
 
@@ -408,9 +414,11 @@ class LocalRuntime:
                         await self._erase(held)
 
         async with anyio.create_task_group() as tasks:
-            for box_id in self._own & self.lives.started:
+            for box_id in self._own:
                 record = self.store.get_box(box_id)
-                if record is not None and not record.spec.detach:
+                if record is None or record.spec.detach:
+                    continue
+                if record.spec.auto_remove or box_id in self.lives.started:
                     tasks.start_soon(stop, record)
 
     async def _guarded(self, function: Callable[..., Any], *args: Any) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hutch.core import ids
 from hutch.errors import AlreadyExistsError, NotFoundError
+from hutch.runtime.checks import quoted
 from hutch.runtime.home import new_id
 from hutch.state import SnapshotRecord
 from hutch.types import SnapshotInfo
@@ -67,7 +68,7 @@ class BoxSnapshots:
         for record in self._runtime.store.list_snapshots(self._box_id):
             if name in (record.name, record.id):
                 return record
-        raise NotFoundError(f"the box has no snapshot {name!r}")
+        raise NotFoundError(f"the box has no snapshot {quoted(name)}")
 
 
 def _describe(record: SnapshotRecord) -> SnapshotInfo:

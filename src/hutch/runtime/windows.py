@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from hutch.core.frames import FrameError
 
 if TYPE_CHECKING:
-    from hutch.runtime.channel import AgentChannel
+    from hutch.runtime.channel import Channel
 
 # A stream that has delivered this much in frames is read from shared memory from then on.
 _SHARE_AFTER = 1 << 20
@@ -23,7 +23,7 @@ _SHARE_AFTER = 1 << 20
 class Windows:
     """The shared windows of one execution, on one channel."""
 
-    def __init__(self, channel: AgentChannel, exec_id: str) -> None:
+    def __init__(self, channel: Channel, exec_id: str) -> None:
         self._channel = channel
         self._exec_id = exec_id
         self._volume: dict[int, int] = {}

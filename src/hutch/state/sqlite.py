@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from hutch.errors import AlreadyExistsError, DatabaseError, MetadataError
+from hutch.errors import AlreadyExistsError, DatabaseError, MetadataError, RuntimeClosedError
 from hutch.host.proc import Process
 from hutch.types import BoxSpec, BoxState
 
@@ -100,6 +100,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._closed = False
         with self._errors():
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -107,7 +108,8 @@ class Store:
             self._migrate()
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database: whoever comes later is told with `RuntimeClosedError`."""
+        self._closed = True
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
 
@@ -260,6 +262,8 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
+            if self._closed:
+                raise RuntimeClosedError("the runtime is closed") from None
             raise DatabaseError(f"the database {self._path}: {error}") from error
 
     def _one(self, query: str, value: str, kind: type[R]) -> R | None:

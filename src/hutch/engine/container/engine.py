@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
-from hutch.engine.base import BoxPlan, Capability, Observed, Started, Usage
-from hutch.engine.container import record
+from hutch.engine.base import BoxPlan, Capability, Observed, Started, Upper, Usage
+from hutch.engine.container import record, upper
 from hutch.engine.container.launch import Launch, configuration
 from hutch.errors import (
     EngineError,
     InvalidArgumentError,
     InvalidStateError,
-    StorageError,
     UnsupportedError,
     UpstreamUnavailableError,
 )
-from hutch.host import files, mapping
+from hutch.host import mapping
 from hutch.host.binary import agent_path
 from hutch.host.cgroup import Group
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
 
 START_SECONDS = 30.0
 KILL_SECONDS = 10.0
@@ -68,13 +63,14 @@ class ContainerEngine:
         ids = mapping.current()
         group = Group.named(plan.box_id)
         try:
-            _prepare_folders(plan, ids)
+            (plan.directory / "run").mkdir(mode=0o700, exist_ok=True)
+            await upper.prepare(plan.directory, plan.limits.disk_gb, ids)
             record.write(plan.directory, record.Record(group=group))
             unenforced = group.create(plan.limits)
             pids = plan.limits.pids if "pids" in unenforced and ids.rootless else None
             if pids is not None:
                 unenforced = tuple(name for name in unenforced if name != "pids")
-            if plan.limits.disk_gb is not None:
+            if plan.limits.disk_gb is not None and not upper.limited(plan.directory):
                 unenforced += ("disk",)
             text = configuration(plan, ids, group.doors(), pids=pids)
             with anyio.fail_after(START_SECONDS):
@@ -136,6 +132,7 @@ class ContainerEngine:
                 if entry.process is not None and not await entry.process.kill(KILL_SECONDS):
                     raise EngineError(f"process {entry.process.pid} of the box in {directory} does not end")
                 await entry.group.remove()
+                await upper.released(directory, KILL_SECONDS)
             record.clear(directory)
 
     async def freeze(self, directory: Path) -> None:
@@ -150,9 +147,12 @@ class ContainerEngine:
         entry = record.read(directory)
         if entry is None or entry.process is None or not entry.process.alive():
             raise EngineError(f"the box in {directory} does not run")
-        if not entry.group.can_freeze():
-            raise UnsupportedError("boxes cannot be paused here: no freezer control group is writable")
-        await entry.group.freeze(frozen)
+        if entry.group.can_freeze():
+            await entry.group.freeze(frozen)
+        elif frozen:
+            raise UnsupportedError(
+                "a running box cannot be held still here, no freezer control group is writable; stop the box first"
+            )
 
     def usage(self, directory: Path) -> Usage:
         """See `hutch.engine.base.Engine.usage`."""
@@ -168,25 +168,37 @@ class ContainerEngine:
             oom_kills=measured.oom_kills,
         )
 
+    def upper(self, directory: Path) -> Upper:
+        """See `hutch.engine.base.Engine.upper`."""
+        return upper.kind(directory)
+
+    async def move_upper(self, directory: Path, target: Path) -> None:
+        """See `hutch.engine.base.Engine.move_upper`. Raises `StorageError`."""
+        await upper.move(directory, target)
+
+    async def copy_upper(self, directory: Path, target: Path) -> None:
+        """See `hutch.engine.base.Engine.copy_upper`. Raises `StorageError`."""
+        await upper.copy(directory, target)
+
+    async def reset_upper(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.reset_upper`. Raises `StorageError`."""
+        await upper.reset(directory)
+
+    async def upper_size(self, directory: Path) -> int:
+        """See `hutch.engine.base.Engine.upper_size`."""
+        return await upper.size(directory)
+
+    async def tree_size(self, path: Path) -> int:
+        """See `hutch.engine.base.Engine.tree_size`."""
+        return await upper.tree_size(path)
+
     async def remove_tree(self, path: Path) -> None:
         """See `hutch.engine.base.Engine.remove_tree`. Raises `StorageError`."""
-        ids = mapping.current()
-        if not ids.rootless:
-            await anyio.to_thread.run_sync(files.remove_tree, path)
-        else:
-            await _run(ids.wrap(["rm", "-rf", "--", str(path)]), f"remove {path}")
+        await upper.remove_tree(path)
 
     async def copy_tree(self, source: Path, target: Path) -> None:
         """See `hutch.engine.base.Engine.copy_tree`. Raises `StorageError`."""
-        if target.exists() or target.is_symlink():
-            raise StorageError(f"cannot copy to {target}: it exists")
-        command = ["cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--", str(source), str(target)]
-        try:
-            await _run(mapping.current().wrap(command), f"copy {source} to {target}")
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.remove_tree(target)
-            raise
+        await upper.copy_tree(source, target)
 
 
 def _validate(plan: BoxPlan) -> None:
@@ -206,16 +218,6 @@ def _validate(plan: BoxPlan) -> None:
             )
 
 
-def _prepare_folders(plan: BoxPlan, ids: mapping.Mapping) -> None:
-    (plan.directory / "run").mkdir(mode=0o700, exist_ok=True)
-    for name in ("upper", "work"):
-        path = plan.directory / name
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(mode=0o755)
-            if not ids.rootless:
-                os.chown(path, ids.owner, ids.owner)
-
-
 def _open_logs(directory: Path) -> list[int]:
     """Open the main log's two files and the exit record; the caller closes them."""
     opened: list[int] = []
@@ -228,12 +230,3 @@ def _open_logs(directory: Path) -> list[int]:
             os.close(fd)
         raise
     return opened
-
-
-async def _run(command: Sequence[str], what: str) -> None:
-    """Run a host command to its end. Raises `StorageError` with its last words."""
-    if shutil.which(command[0]) is None:
-        raise StorageError(f"cannot {what}: {command[0]} is not installed")
-    done = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"})
-    if done.returncode != 0:
-        raise StorageError(f"cannot {what}: {done.stderr.decode(errors='replace').strip()[-400:]}")

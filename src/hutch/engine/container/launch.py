@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from hutch.engine.container import upper
 from hutch.errors import EngineError, InvalidArgumentError
 from hutch.host.proc import Process, ended
 
@@ -38,8 +39,7 @@ def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[Path], *, pid
         ("hosts", f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {plan.hostname}\n"),
         ("resolv", ""),
         ("stage", str(plan.directory / "run")),
-        ("upper", str(plan.directory / "upper")),
-        ("work", str(plan.directory / "work")),
+        *upper.configuration(plan.directory),
         ("uid_map", mapping.uid_map),
         ("gid_map", mapping.gid_map),
         ("rootless", str(int(mapping.rootless))),

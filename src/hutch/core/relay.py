@@ -1,0 +1,131 @@
+"""What passes through a relay between a watcher and the agent of a box (docs/remote.md). Sans-IO.
+
+A relay serves one watcher of one execution. It looks at the headers of frames and at nothing else: `Upward` lets
+through what a watcher may ask of its own execution, `Downward` what the agent says about it. Whole frames come out,
+in order, unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from hutch.core.agentproto import Reply, Request
+from hutch.core.frames import HEADER, MAX_PAYLOAD, FrameError, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUBPROTOCOL = "hutch.agent.v1"
+"""The WebSocket sub-protocol: binary messages that hold whole frames of the agent protocol, version 1."""
+
+MAX_MESSAGE = 4 << 20
+"""No message is larger: one read of the agent's socket, and the frame that it completes."""
+
+SILENCE = 30.0
+"""Seconds without a byte after which the other side counts as gone."""
+
+HEARTBEAT = 10.0
+"""Seconds between two PINGs of a watcher."""
+
+_UP = frozenset(
+    {
+        Request.ATTACH,
+        Request.DETACH,
+        Request.ACK,
+        Request.STDIN,
+        Request.STDIN_EOF,
+        Request.SIGNAL,
+        Request.RESIZE,
+        Request.FORGET,
+    }
+)
+_REPLIES = frozenset({Reply.ATTACHED, Reply.OK, Reply.FAILED})
+_EVENTS = frozenset({Reply.DATA, Reply.GAP, Reply.EOF, Reply.EXITED, Reply.STDIN_CREDIT, Reply.STDIN_CLOSED})
+_FEATURES = slice(8, 12)
+
+
+class _Header(NamedTuple):
+    type: int
+    req: int
+    exec_id: bytes
+    start: int
+    end: int
+
+
+class _Cutter:
+    """Cuts a byte stream into frames without copying their payloads; keeps at most one incomplete frame."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+
+    def cut(self, data: bytes) -> tuple[bytes, list[_Header]]:
+        """Return a buffer and the whole frames in it. Raises `FrameError`."""
+        buffer = bytes(self._rest + data) if self._rest else data
+        headers = list(_headers(buffer))
+        end = headers[-1].end if headers else 0
+        self._rest = bytearray(buffer[end:])
+        return buffer, headers
+
+
+class Upward:
+    """From a watcher to the agent."""
+
+    def __init__(self, exec_id: str, hello: bytes) -> None:
+        """``hello`` is the payload of the agent's HELLO_OK."""
+        self._id = exec_id.encode("ascii").ljust(12, b"\0")
+        # Shared memory cannot travel.
+        masked = bytearray(hello)
+        masked[_FEATURES] = bytes(4)
+        self._hello = bytes(masked)
+        self._cutter = _Cutter()
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Take bytes from the watcher; return what goes to the agent and what is answered from here.
+
+        Raises `FrameError` for a frame that a watcher of this execution has no right to send.
+        """
+        buffer, headers = self._cutter.cut(data)
+        onward, answers = bytearray(), bytearray()
+        for header in headers:
+            if header.type == Request.HELLO:
+                answers += encode(Reply.HELLO_OK, self._hello, req=header.req)
+            elif header.type == Request.PING:
+                answers += encode(Reply.PONG, buffer[header.start + HEADER.size : header.end], req=header.req)
+            elif header.type in _UP and header.exec_id == self._id:
+                onward += memoryview(buffer)[header.start : header.end]
+            else:
+                raise FrameError(f"a frame of type {header.type} is none that a watcher may send")
+        return bytes(onward), bytes(answers)
+
+
+class Downward:
+    """From the agent to a watcher."""
+
+    def __init__(self, exec_id: str) -> None:
+        self._id = exec_id.encode("ascii").ljust(12, b"\0")
+        self._cutter = _Cutter()
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the agent; return the whole frames for the watcher. Raises `FrameError` for what is not
+        about this execution."""
+        buffer, headers = self._cutter.cut(data)
+        for header in headers:
+            if header.type in _EVENTS and header.exec_id == self._id:
+                continue
+            if header.type in _REPLIES and header.req:
+                continue
+            raise FrameError(f"the agent sent a frame of type {header.type} that this watcher did not ask for")
+        return buffer[: headers[-1].end] if headers else b""
+
+
+def _headers(buffer: bytes) -> Iterator[_Header]:
+    position = 0
+    while len(buffer) - position >= HEADER.size:
+        length, kind, stream, zero, req, exec_id = HEADER.unpack_from(buffer, position)
+        if length > MAX_PAYLOAD or zero or stream > 2:
+            raise FrameError("a malformed frame header")
+        end = position + HEADER.size + length
+        if end > len(buffer):
+            return
+        yield _Header(kind, req, exec_id, position, end)
+        position = end

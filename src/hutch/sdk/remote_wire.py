@@ -1,0 +1,165 @@
+"""What our own clients and servers say to each other under ``/v1/x``: JSON bodies that mirror `hutch.sdk.base`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+
+from hutch.errors import (
+    ExecError,
+    HutchError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UpstreamUnavailableError,
+    by_code,
+)
+from hutch.types import BoxSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+_BY_STATUS: Mapping[int, type[HutchError]] = {
+    400: InvalidArgumentError,
+    401: UnauthenticatedError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+}
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of request bodies."""
+
+
+class CreateBody(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/boxes``."""
+
+    spec: BoxSpec
+    pull: Literal["missing", "always", "never"] = "missing"
+
+
+class StartBody(Body, frozen=True, kw_only=True):
+    """``POST …/start``. ``fresh``: only if it does not run, for a watcher with a terminal of this size."""
+
+    fresh: bool = False
+    rows: int = 24
+    cols: int = 80
+
+
+class StopBody(Body, frozen=True, kw_only=True):
+    """``POST …/stop``."""
+
+    timeout: float = 5.0
+
+
+class SignalBody(Body, frozen=True, kw_only=True):
+    """``POST …/kill``, ``POST …/executions/{id}/signal``."""
+
+    signal: int = 9
+
+
+class NameBody(Body, frozen=True, kw_only=True):
+    """``POST …/clone``, ``…/snapshots``, ``…/restore``, ``/volumes``."""
+
+    name: str | None = None
+
+
+class ExecBody(Body, frozen=True, kw_only=True):
+    """``POST …/exec``. The client chooses the id, so that a request whose answer was lost can be repeated."""
+
+    id: str
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    user: str | None = None
+    tty: tuple[int, int] | None = None
+    stdin: bool = False
+    timeout: float | None = None
+    kill_after: float = 2.0
+    linger: float | None = 0.3
+    file_op: int | None = None
+    path: str = ""
+
+
+class Launched(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to ``POST …/exec``."""
+
+    pid: int
+
+
+class PullBody(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/images/pull``."""
+
+    reference: str
+    platform: str | None = None
+    always: bool = False
+
+
+class BootstrapBody(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/images/bootstrap``."""
+
+    flavour: str = "debian"
+    reference: str | None = None
+    packages: tuple[str, ...] = ()
+
+
+class PruneBody(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/images/prune``."""
+
+    all: bool = False
+
+
+class Waited(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to ``GET …/wait``: whether the box still runs, else the exit code of its main command."""
+
+    running: bool
+    exit_code: int | None = None
+
+
+def dumps(value: object) -> bytes:
+    """Encode. Surrogate escapes (bytes of the operating system that are no text) survive, as in Python's own JSON."""
+    return json.dumps(msgspec.to_builtins(value), separators=(",", ":")).encode("ascii")
+
+
+def loads(data: bytes, kind: type[T]) -> T:
+    """Decode and check. Raises `InvalidArgumentError` naming the field."""
+    try:
+        return msgspec.convert(json.loads(data or b"{}"), kind)
+    except (ValueError, RecursionError) as error:  # a ValidationError is a ValueError
+        raise InvalidArgumentError(f"the body is not valid: {error}") from None
+
+
+def error_body(error: HutchError, request_id: str | None = None) -> dict[str, Any]:
+    """The error envelope."""
+    body: dict[str, Any] = {"message": error.message, "type": type(error).__name__, "code": error.code}
+    if request_id is not None:
+        body["request_id"] = request_id
+    if isinstance(error, ExecError):
+        body["details"] = {"command": list(error.command), "cause": error.cause}
+    return {"error": body}
+
+
+def error_from(status: int, data: bytes) -> HutchError:
+    """The error that an answer stands for."""
+    try:
+        body = json.loads(data)["error"]
+        return error_from_body(body)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        text = data[:200].decode("utf-8", "replace").strip()
+        kind = _BY_STATUS.get(status, UpstreamUnavailableError)
+        return kind(f"the server answered {status}{f': {text}' if text else ''}")
+
+
+def error_from_body(body: Mapping[str, Any]) -> HutchError:
+    """The error that the inner object of an envelope stands for."""
+    kind, message = by_code(str(body["code"])), str(body["message"])
+    details = body.get("details")
+    if issubclass(kind, ExecError) and isinstance(details, dict):
+        command = tuple(map(str, details.get("command", ())))
+        return kind(message, command=command, cause=str(details.get("cause", "start_failed")))
+    return kind(message)

@@ -1,0 +1,132 @@
+"""Errors on the wire: ``{"error": {"message", "type", "code", "request_id"}}``, whatever went wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from hutch.errors import (
+    HutchError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidStateError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+REQUEST_ID = "x-request-id"
+
+# What stands in `type`; only people read it.
+_TYPES = {"unauthenticated": "AuthError", "permission_denied": "PermissionError", "execution_failed": "ExecutionError"}
+# The error that a bare HTTP status stands for.
+_BY_STATUS: dict[int, type[HutchError]] = {
+    401: UnauthenticatedError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    409: InvalidStateError,
+    413: ResourceExhaustedError,
+}
+
+
+class PayloadTooLargeError(ResourceExhaustedError):
+    """A body or a header is larger than the server takes."""
+
+    status = 413
+
+
+class KeyReusedError(InvalidArgumentError):
+    """An Idempotency-Key came again with another request."""
+
+    status = 422
+
+
+def envelope(error: HutchError, request_id: str, *, status: int | None = None, headers: Mapping[str, str] = {}) -> Response:  # noqa: B006
+    """Return the response that tells of an error."""
+    return Response(
+        msgspec.json.encode(
+            {
+                "error": {
+                    "message": error.message or type(error).__name__,
+                    "type": _TYPES.get(error.code, _public_name(type(error))),
+                    "code": error.code,
+                    "request_id": request_id,
+                }
+            }
+        ),
+        status_code=status or error.status,
+        headers={REQUEST_ID: request_id, **_extra_headers(error), **headers},
+        media_type="application/json",
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with the envelope."""
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HutchError)
+        return envelope(error, request_id(request.scope))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        kind = _BY_STATUS.get(error.status_code, InvalidArgumentError if error.status_code < 500 else InternalError)
+        text = {
+            404: f"there is nothing at {request.method} {request.scope['path']:.200}",
+            405: f"{request.scope['path']:.200} does not take {request.method}",
+        }.get(error.status_code, str(error.detail))
+        return envelope(
+            kind(text), request_id(request.scope), status=error.status_code, headers=error.headers or {}
+        )
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return envelope(InvalidArgumentError(_describe(error.errors())), request_id(request.scope))
+
+    async def on_defect(request: Request, error: Exception) -> Response:
+        return envelope(
+            InternalError("the server failed on this request; its log has the details under the request id"),
+            request_id(request.scope),
+        )
+
+    app.add_exception_handler(HutchError, on_error)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_defect)
+
+
+def request_id(scope: Mapping[str, Any]) -> str:
+    """The id of the request, which the edge has given it."""
+    return str(scope.get("hutch.request_id", ""))
+
+
+def _public_name(kind: type[HutchError]) -> str:
+    # A class that only carries another status is not part of the tree that people know.
+    while kind.__module__ != "hutch.errors":
+        kind = kind.__mro__[1]
+    return kind.__name__
+
+
+def _extra_headers(error: HutchError) -> dict[str, str]:
+    return {"www-authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else {}
+
+
+def _describe(errors: Sequence[Any]) -> str:
+    parts = []
+    for error in errors[:5]:
+        where = [str(step) for step in error["loc"][1:]] or [str(error["loc"][0]) if error["loc"] else "body"]
+        text = "unknown field" if error["type"] == "extra_forbidden" else str(error["msg"])
+        parts.append(f"{'.'.join(where)[:200]}: {text[:200]}")
+    return "; ".join(parts) or "the request is not valid"
+
+

@@ -1,0 +1,61 @@
+"""How a server is set up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from hutch.errors import ConfigError
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times are seconds, sizes bytes.
+
+    ``state`` is the folder of the server's own records and of files in transit. Without any key everybody who can
+    reach the server may do everything, which is why it then answers only requests that name this machine.
+    ``auto_stop`` and ``auto_delete`` are what a box gets that does not say.
+    """
+
+    state: Path
+    api_keys: tuple[str, ...] = ()
+    read_only_keys: tuple[str, ...] = ()
+    path_prefix: str = ""
+    auto_stop: int = 900
+    auto_delete: int = 0
+    exec_timeout: float | None = None
+    max_exec_timeout: float | None = None
+    max_json_bytes: int = 1 << 20
+    max_transfer_bytes: int = 64 << 30
+    max_frame_bytes: int = 128 << 20
+    max_header_bytes: int = 64 << 10
+    max_connections: int = 4096
+    header_seconds: float = 20.0
+    heartbeat_seconds: float = 15.0
+    silence_seconds: float = 30.0
+    keep_alive_seconds: int = 130
+    shutdown_seconds: int = 5
+    owed_seconds: float = 30.0
+    keep_finished_seconds: float = 300.0
+    sweep_seconds: float = 5.0
+    idempotency_seconds: float = 24 * 3600.0
+    cpus: int = min(os.cpu_count() or 1, 255)
+    memory_mib: int = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+
+    def __post_init__(self) -> None:
+        for key in (*self.api_keys, *self.read_only_keys):
+            if not key or not key.isprintable() or " " in key:
+                raise ConfigError("an API key must consist of printable characters without spaces")
+        if set(self.api_keys) & set(self.read_only_keys):
+            raise ConfigError("one key cannot be given both all rights and the right to read only")
+        if self.read_only_keys and not self.api_keys:
+            raise ConfigError("a key with the right to read only needs one with all rights beside it")
+        for what, seconds in (("auto_stop", self.auto_stop), ("auto_delete", self.auto_delete)):
+            if seconds != 0 and seconds < 60:
+                raise ConfigError(f"{what} must be 0 (never) or at least 60 seconds, not {seconds}")
+
+    @property
+    def open(self) -> bool:
+        """Whether no key is asked for."""
+        return not self.api_keys

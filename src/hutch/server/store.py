@@ -1,0 +1,95 @@
+"""What the server itself must remember over a restart: the activity of boxes."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hutch.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BUSY_SECONDS = 10.0
+
+
+class Mark(msgspec.Struct, gc=False):
+    """The last use of a box (Unix seconds), and whether it was the idle policy that stopped it."""
+
+    at: float
+    idle_stopped: bool = False
+
+
+class Marks:
+    """The marks of all boxes, in memory and, with `flush`, on disk (readable by the owner only)."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = folder / "server.db"
+            path.touch(mode=0o600)
+            os.chmod(path, 0o600)
+            self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute(
+                "CREATE TABLE IF NOT EXISTS marks"
+                " (box TEXT PRIMARY KEY, at REAL NOT NULL, idle_stopped INTEGER NOT NULL) WITHOUT ROWID"
+            )
+            rows = self._db.execute("SELECT box, at, idle_stopped FROM marks").fetchall()
+        except (OSError, sqlite3.Error) as error:
+            raise DatabaseError(f"the server's records in {folder} cannot be opened: {error}") from error
+        self._marks = {box: Mark(at, bool(stopped)) for box, at, stopped in rows}
+        self._changed: set[str] = set()
+
+    def get(self, box: str) -> Mark | None:
+        """The mark of a box, if it has one."""
+        return self._marks.get(box)
+
+    def touch(self, box: str, now: float) -> None:
+        """The box is used."""
+        mark = self._marks.setdefault(box, Mark(now))
+        mark.at = max(mark.at, now)
+        self._changed.add(box)
+
+    def set_idle_stopped(self, box: str, value: bool, now: float) -> None:
+        """Remember who stopped the box; told at once to the disk."""
+        self._marks.setdefault(box, Mark(now)).idle_stopped = value
+        self._changed.add(box)
+        self.flush()
+
+    def forget(self, box: str) -> None:
+        """The box is gone."""
+        if self._marks.pop(box, None) is not None:
+            self._changed.add(box)
+
+    def boxes(self) -> list[str]:
+        """The boxes that have a mark."""
+        return list(self._marks)
+
+    def flush(self) -> None:
+        """Write what has changed. Raises `DatabaseError`."""
+        changed, self._changed = self._changed, set()
+        kept = [(box, mark.at, mark.idle_stopped) for box in changed if (mark := self._marks.get(box))]
+        gone = [(box,) for box in changed if box not in self._marks]
+        if not changed:
+            return
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", kept)
+            self._db.executemany("DELETE FROM marks WHERE box = ?", gone)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._changed |= changed
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise DatabaseError(f"the server's records cannot be written: {error}") from error
+
+    def close(self) -> None:
+        """Write and close."""
+        try:
+            self.flush()
+        finally:
+            self._db.close()

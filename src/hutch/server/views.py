@@ -1,0 +1,117 @@
+"""From the types of Hutch to the bodies of responses."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from hutch.server import policy
+from hutch.server.models import (
+    BoxView,
+    ImageDetail,
+    ImageRow,
+    ImageVersion,
+    NetworkState,
+    NetworkView,
+    SnapshotView,
+    VolumeView,
+)
+
+if TYPE_CHECKING:
+    from hutch.server.service import Service
+    from hutch.types import BoxInfo, ImageInfo, SnapshotInfo, VolumeInfo
+
+
+def moment(seconds: float) -> str:
+    """RFC 3339, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def maybe_moment(seconds: float | None) -> str | None:
+    """`moment`, where there is one."""
+    return None if seconds is None else moment(seconds)
+
+
+def box(service: Service, info: BoxInfo) -> BoxView:
+    """A box. Boxes have no network yet, whatever they were asked to have."""
+    rules = policy.from_labels(info.labels)
+    mark = service.marks.get(info.id)
+    has_policy = any(key.startswith(policy.RESERVED) for key in info.labels)
+    none = NetworkState(mode="disabled")
+    return BoxView(
+        box_id=info.id,
+        name=info.name,
+        status=info.state.value,
+        created_at=moment(info.created_at),
+        updated_at=moment(info.updated_at),
+        image=info.image,
+        cpus=info.limits.cpus or service.settings.cpus,
+        memory_mib=info.limits.memory_mib or service.settings.memory_mib,
+        disk_size_gb=info.limits.disk_gb,
+        pid=info.pid,
+        labels=policy.public(info.labels),
+        auto_stop=rules.auto_stop,
+        auto_delete=rules.auto_delete,
+        auto_resume=rules.auto_resume if has_policy else info.auto_resume,
+        last_activity_at=moment(mark.at) if mark else None,
+        started_at=maybe_moment(info.started_at),
+        exit_code=info.exit_code,
+        reason=info.reason,
+        isolation=info.isolation.value,
+        unenforced=list(info.unenforced),
+        network=NetworkView(outbound=none, inbound=none),
+    )
+
+
+def snapshot(info: SnapshotInfo) -> SnapshotView:
+    """A snapshot."""
+    return SnapshotView(
+        id=info.id,
+        box_id=info.box_id,
+        name=info.name,
+        created_at=int(info.created_at),
+        container_disk_bytes=info.size,
+        size_bytes=info.size,
+    )
+
+
+def volume(info: VolumeInfo) -> VolumeView:
+    """A volume; its size is not measured."""
+    return VolumeView(id=info.id, name=info.name, created_at=moment(info.created_at), size_bytes=info.size or None)
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """The repository and the tag of a reference."""
+    head, colon, tag = reference.partition("@")[0].rpartition(":")
+    return (head, tag) if colon and "/" not in tag else (reference.partition("@")[0], "latest")
+
+
+def image_rows(info: ImageInfo) -> list[ImageRow]:
+    """The names of an image; its digest, where it has none."""
+    rows = []
+    for reference in info.references or (info.digest,):
+        repository, tag = split_reference(reference) if info.references else ("<none>", "<none>")
+        rows.append(
+            ImageRow(
+                reference=reference,
+                repository=repository,
+                tag=tag,
+                id=info.digest,
+                cached_at=moment(info.created_at),
+                size_bytes=info.size,
+            )
+        )
+    return rows
+
+
+def image(name: str, info: ImageInfo) -> ImageDetail:
+    """An image in detail."""
+    aliases = [split_reference(reference)[1] for reference in info.references]
+    version = ImageVersion(
+        digest=info.digest,
+        source_ref=info.references[0] if info.references else info.digest,
+        recorded_at=moment(info.created_at),
+        aliases=aliases,
+        size_bytes=info.size,
+    )
+    return ImageDetail(name=name, aliases=aliases, versions=[version])

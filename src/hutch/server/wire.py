@@ -1,0 +1,198 @@
+"""What is added to uvicorn's connections: bounds for slow and greedy clients, and receipts for what was sent.
+
+A WebSocket application cannot send a Ping; but the Pong that answers one is the only receipt that every client gives
+(RFC 6455, 5.5.3: a Pong says that all before its Ping has arrived). The socket's scope therefore has the extension
+`hutch.receipts` with an object that offers `confirm`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import struct
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame, Opcode
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+
+RECEIPTS = "hutch.receipts"
+# A client that has answered no Ping for so long is taken for one that never does.
+_PATIENCE = 5.0
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """Limits the size of a request's head, and the time that it may take to come."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head = 0
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as its base
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._arm()  # the head of another request on the same connection
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._head = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._disarm()
+        super().on_headers_complete()
+
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head > Limits.of(self.config).max_header_bytes:
+            raise ValueError("the head of the request is too large")  # the parser ends the connection with 400
+
+    def _arm(self) -> None:
+        self._deadline = self.loop.call_later(Limits.of(self.config).header_seconds, self._expire)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _expire(self) -> None:
+        self._deadline = None
+        self.transport.abort()
+
+
+class Limits:
+    """The settings that the connections need; they travel with uvicorn's configuration."""
+
+    def __init__(self, *, max_header_bytes: int, header_seconds: float) -> None:
+        self.max_header_bytes = max_header_bytes
+        self.header_seconds = header_seconds
+
+    @staticmethod
+    def of(config: Config) -> Limits:
+        return config.hutch_limits  # type: ignore[attr-defined,no-any-return]  # put there by `serve`
+
+
+class Receipts:
+    """The Pings of one socket and who waits for their Pongs, oldest first."""
+
+    def __init__(self, send_ping: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._send_ping = send_ping
+        self._loop = loop
+        self._numbers = itertools.count()
+        self._waiting: dict[bytes, asyncio.Future[bool]] = {}
+        self._answered = False
+        self._given_up = False
+        self._waived = False
+        self._lost = False
+
+    async def confirm(self) -> bool:
+        """Wait until the peer has received all that was sent before; false when the connection is lost.
+
+        A peer that never answers a Ping is believed after a while.
+        """
+        if self._lost or self._given_up or self._waived:
+            return not self._lost
+        payload = b"hutch" + struct.pack("!Q", next(self._numbers))
+        future = self._waiting[payload] = self._loop.create_future()
+        try:
+            self._send_ping(payload)
+            if self._answered:
+                return await future
+            try:
+                return await asyncio.wait_for(asyncio.shield(future), _PATIENCE)
+            except asyncio.TimeoutError:
+                self._given_up = not self._answered
+                return not self._lost if self._given_up else await future
+        finally:
+            self._waiting.pop(payload, None)
+
+    async def alive(self, seconds: float) -> bool:
+        """Whether the peer answers a Ping in time."""
+        try:
+            return await asyncio.wait_for(self.confirm(), seconds)
+        except asyncio.TimeoutError:
+            return False
+
+    def waive(self, on: bool) -> None:
+        """Do not wait while the reading side is at a halt, so that no Pong can come."""
+        self._waived = on
+        if on:
+            self._finish(True)
+
+    def received(self, payload: bytes) -> None:
+        """A Pong has come. It answers the older Pings too (RFC 6455, 5.5.3)."""
+        if payload not in self._waiting:
+            return
+        self._answered = True
+        for older, future in list(self._waiting.items()):
+            if not future.done():
+                future.set_result(True)
+            if older == payload:
+                return
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._lost = True
+        self._finish(False)
+
+    def _finish(self, value: bool) -> None:
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_result(value)
+
+
+class ReceiptedWebSocket(WebSocketsSansIOProtocol):
+    """Offers receipts, and keeps patience with a peer whose Pong waits unread behind what it sends to a command."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.receipts = Receipts(self._ping, self.loop)
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            self.scope["extensions"][RECEIPTS] = self.receipts  # type: ignore[index,assignment]  # it is ours
+
+    def handle_pong(self, event: Frame) -> None:
+        payload = bytes(event.data)
+        self.receipts.received(payload)
+        if payload.startswith(b"hutch") and self.pending_ping_payload is not None:
+            # It may stand for the keep-alive's own as well; in any case the peer lives.
+            event = Frame(Opcode.PONG, self.pending_ping_payload)
+        super().handle_pong(event)
+
+    def keepalive_timeout(self) -> None:
+        if self.read_paused and not self.queue.empty():
+            self.pong_timer = self.loop.call_later(self.ping_timeout or 1.0, self.keepalive_timeout)
+            return
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.receipts.lost()
+        super().connection_lost(exc)
+
+    def _ping(self, payload: bytes) -> None:
+        if self.close_sent or self.transport.is_closing():
+            return
+        self.conn.send_ping(payload)
+        self.transport.write(b"".join(self.conn.data_to_send()))
