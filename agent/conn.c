@@ -1,6 +1,7 @@
 #include "conn.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -271,9 +272,24 @@ static void accept_again(struct timer *timer)
     source_watch(&listener, EPOLLIN);
 }
 
+/* A writer whose connection broke comes back on a new one: what the old one still holds comes first. */
+static void settle_broken(void)
+{
+    list_each(it, &conns) {
+        struct conn *conn = entry(it, struct conn, link);
+        struct pollfd state = {.fd = conn->source.fd, .events = POLLIN | POLLRDHUP};
+        if (conn->closed || poll(&state, 1, 0) <= 0 || !(state.revents & (POLLHUP | POLLRDHUP | POLLERR)))
+            continue;
+        while (receive(conn))
+            ;
+        conn_close(conn);
+    }
+}
+
 static void accept_ready(struct source *source, uint32_t events)
 {
     (void)events;
+    settle_broken();
     int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) {
         if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {

@@ -34,6 +34,7 @@ struct input {
     bool end;         /* STDIN_EOF was received */
     bool end_written; /* terminal: VEOF has been queued */
     uint8_t last;     /* last byte that was taken */
+    uint64_t accepted; /* bytes received from all connections */
 };
 
 enum exec_state { EXEC_STARTING, EXEC_RUNNING, EXEC_EXITED };

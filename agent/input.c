@@ -128,6 +128,7 @@ void input_write(struct exec *exec, struct watcher *from, const uint8_t *bytes, 
         watch_input_closed(exec);
         return;
     }
+    exec->in.accepted += size;
     flush(exec);
 }
 

@@ -125,9 +125,10 @@ static void tell_gap(struct watcher *watcher, int index, uint64_t from, uint64_t
 
 static void tell_attached(struct watcher *watcher, uint32_t req)
 {
-    uint8_t payload[8] = {0};
+    uint8_t payload[16] = {0};
     put32(payload, watcher->credit);
     payload[4] = watcher->exec->state == EXEC_EXITED;
+    put64(payload + 8, watcher->exec->in.accepted);
     if (req)
         conn_send(watcher->conn, ATTACHED, 0, req, watcher->exec->id, payload, sizeof payload);
 }

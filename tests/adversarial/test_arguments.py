@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -81,22 +82,25 @@ async def is_typed(what: str, call: Callable[[], Awaitable[object]]) -> None:
     ],
 )
 async def test_create_takes_no_nonsense(runtime: LocalRuntime, parameter: str) -> None:
+    create: Any = runtime.create
     for value in ODD:
         arguments = {"image": IMAGE, "pull": "never"} | {parameter: value}
-        await is_typed(f"{parameter}={value!r:.60}", lambda arguments=arguments: runtime.create(**arguments))
+        await is_typed(f"{parameter}={value!r:.60}", partial(create, **arguments))
         await runtime.list()  # what was recorded can be read
 
 
 async def test_a_mount_of_a_wrong_kind_is_refused(runtime: LocalRuntime) -> None:
-    for mount in (
+    make: Any = Mount
+    odd: list[Any] = [
         5,
         "x",
-        Mount(target=5, source="/tmp"),
-        Mount(target="/a", source=b"/"),
-        Mount(target="/a", volume=5),
-    ):  # type: ignore[arg-type]
+        make(target=5, source="/tmp"),
+        make(target="/a", source=b"/"),
+        make(target="/a", volume=5),
+    ]
+    for mount in odd:
         with pytest.raises(InvalidArgumentError):
-            await runtime.create(IMAGE, mounts=[mount])  # type: ignore[list-item]
+            await runtime.create(IMAGE, mounts=[mount])
 
 
 async def test_a_box_with_a_bad_record_is_never_made(home: Path) -> None:
@@ -109,7 +113,7 @@ async def test_a_box_with_a_bad_record_is_never_made(home: Path) -> None:
 
 async def test_lookups_take_no_nonsense(runtime: LocalRuntime, tmp_path: Path) -> None:
     for value in ODD:
-        for what, call in {
+        calls: dict[str, Callable[..., Awaitable[object]]] = {
             "get": runtime.get,
             "remove": runtime.remove,
             "images.get": runtime.images.get,
@@ -119,16 +123,18 @@ async def test_lookups_take_no_nonsense(runtime: LocalRuntime, tmp_path: Path) -
             "volumes.get": runtime.volumes.get,
             "volumes.remove": runtime.volumes.remove,
             "import_box": runtime.import_box,
-        }.items():
-            await is_typed(f"{what}({value!r:.60})", lambda call=call, value=value: call(value))
-        await is_typed(f"list({value!r:.60})", lambda value=value: runtime.list(labels=value))
+        }
+        for what, call in calls.items():
+            await is_typed(f"{what}({value!r:.60})", partial(call, value))
+        await is_typed(f"list({value!r:.60})", partial(runtime.list, labels=value))
 
 
 async def test_commands_take_no_nonsense(box: LocalBox) -> None:
+    run: Any = box.run
     for value in ODD:
-        await is_typed(f"argv {value!r:.60}", lambda value=value: box.run("echo", value))
+        await is_typed(f"argv {value!r:.60}", partial(box.run, "echo", value))
         for option in ("input", "env", "cwd", "user", "timeout", "kill_after", "linger", "max_output"):
-            await is_typed(f"{option}={value!r:.60}", lambda o=option, v=value: box.run("cat", **{o: v}))  # type: ignore[misc]
+            await is_typed(f"{option}={value!r:.60}", partial(run, "cat", **{option: value}))
         for option in ("rows", "cols", "stdout", "stderr", "on_exit"):
             if value is None:
                 continue
@@ -137,7 +143,8 @@ async def test_commands_take_no_nonsense(box: LocalBox) -> None:
 
 
 async def is_refused(box: LocalBox, option: str, value: object) -> None:
-    execution = await box.exec("true", **{option: value})  # type: ignore[arg-type]
+    start: Any = box.exec
+    execution = await start("true", **{option: value})
     await execution.close()
     if option in ("rows", "cols") and value == 5:
         raise InvalidArgumentError("a size that is fine")
@@ -148,13 +155,14 @@ async def test_running_commands_take_no_nonsense(box: LocalBox) -> None:
     for value in ODD:
         if value in (5, True, None):
             continue
-        for what, call in {
-            "signal": lambda value=value: execution.signal(value),
-            "resize": lambda value=value: execution.resize(value, value),
-            "attach": lambda value=value: box.attach(value),
-            "after": lambda value=value: box.attach(execution.id, after=value),
-            "stop": lambda value=value: box.kill(value),
-        }.items():
+        calls: dict[str, Callable[..., Awaitable[object]]] = {
+            "signal": partial(execution.signal, value),
+            "resize": partial(execution.resize, value, value),
+            "attach": partial(box.attach, value),
+            "after": partial(box.attach, execution.id, after=value),
+            "stop": partial(box.kill, value),
+        }
+        for what, call in calls.items():
             with pytest.raises(HutchError):
                 await is_typed_call(f"{what}({value!r:.60})", call)
         if not isinstance(value, (bytes, str)):
@@ -175,19 +183,21 @@ async def is_typed_call(what: str, call: Callable[[], Awaitable[object]]) -> Non
 async def test_files_take_no_nonsense(box: LocalBox, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     for value in ODD:
-        for what, call in {
-            "read": lambda value=value: box.files.read(value),
-            "list": lambda value=value: box.files.list(value),
-            "stat": lambda value=value: box.files.stat(value),
-            "max_bytes": lambda value=value: box.files.read("/etc/passwd", max_bytes=value),
-            "write": lambda value=value: box.files.write(value, b"x"),
-            "data": lambda value=value: box.files.write("/tmp/a", value),
-            "mode": lambda value=value: box.files.write("/tmp/a", b"", mode=value),
-            "put to": lambda value=value: box.files.put(tmp_path / "a", value),
-        }.items():
+        calls: dict[str, Callable[..., Awaitable[object]]] = {
+            "read": partial(box.files.read, value),
+            "list": partial(box.files.list, value),
+            "stat": partial(box.files.stat, value),
+            "max_bytes": partial(box.files.read, "/etc/passwd", max_bytes=value),
+            "write": partial(box.files.write, value, b"x"),
+            "data": partial(box.files.write, "/tmp/a", value),
+            "mode": partial(box.files.write, "/tmp/a", b"", mode=value),
+            "put to": partial(box.files.put, tmp_path / "a", value),
+        }
+        for what, call in calls.items():
             await is_typed(f"{what} {value!r:.60}", call)
-    for value in (5, None, "a\0b", "x" * (1 << 20), b"x", {}):
+    paths: tuple[Any, ...] = (5, None, "a\0b", "x" * (1 << 20), b"x", {})
+    for value in paths:
         with pytest.raises(HutchError):
-            await box.files.put(value, "/tmp/")  # type: ignore[arg-type]
+            await box.files.put(value, "/tmp/")
         with pytest.raises(HutchError):
-            await box.files.get("/etc/passwd", value)  # type: ignore[arg-type]
+            await box.files.get("/etc/passwd", value)

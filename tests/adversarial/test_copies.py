@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,7 @@ async def test_a_copy_that_is_cancelled_ends_at_once(box: LocalBox, tmp_path: Pa
             await copy()
     with in_time(5):
         while descriptors() > before:
+            gc.collect()
             await anyio.sleep(0.01)
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".hutch")]
     assert (await box.run("true")).ok

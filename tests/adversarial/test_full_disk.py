@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from hutch.errors import DatabaseError, HutchError, ResourceExhaustedError
+from hutch.errors import HutchError, ResourceExhaustedError
 from hutch.host.proc import Process
 from hutch.runtime.runtime import LocalRuntime
 from tests.runtime.conftest import IMAGE
@@ -17,6 +16,7 @@ from tests.runtime.helpers import in_time, sh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -65,7 +65,7 @@ async def test_a_box_that_filled_the_disk_can_be_stopped(small_home: Path) -> No
         box = await runtime.create(IMAGE)
         await box.run(*sh("dd if=/dev/zero of=/fill bs=64k"))
         pid = (await box.info()).pid
-        with pytest.raises(DatabaseError, match="full"), in_time():
+        with in_time():
             await box.stop(timeout=0.5)
         assert pid is not None
         assert Process.of(pid) is None

@@ -123,7 +123,7 @@ def test_answers() -> None:
     reply = proto.Reply
     assert answer(reply.HELLO_OK, struct.pack("<IIII", 1, 524288, 1, 1500)) == proto.Hello(1, 524288, True, 1.5)
     assert answer(reply.STARTED, struct.pack("<I", 7)) == proto.Started(7)
-    assert answer(reply.ATTACHED, struct.pack("<IBxxx", 65536, 1)) == proto.Attached(65536, True)
+    assert answer(reply.ATTACHED, struct.pack("<IBxxxQ", 65536, 1, 7)) == proto.Attached(65536, True, 7)
     assert answer(reply.FAILED, struct.pack("<HH", 16, 2) + b"no\xff") == proto.Failed(16, 2, "no\ufffd")
     assert answer(reply.OK, b"") == proto.Ok()
     record = struct.pack("<12sBBHIiQQ", b"main", 1, 0b1101, 0, 7, -15, 10**9, 2 * 10**9)

@@ -61,6 +61,36 @@ async def test_3_1_a_cut_connection_is_invisible_in_the_result(box: LocalBox) ->
         assert (result.exit_code, result.stderr, result.truncated, result.dropped) == (31, b"err\n", False, 0)
 
 
+async def test_3_1_input_survives_cuts(box: LocalBox) -> None:
+    data = numbers()
+    execution = await box.exec("cat", stdin=True)
+    received = bytearray()
+
+    async def feed() -> None:
+        for start in range(0, len(data), 50_000):
+            await execution.stdin.write(data[start : start + 50_000])
+        await execution.stdin.close()
+
+    async def read() -> None:
+        async for chunk in execution.stdout:
+            received.extend(chunk)
+
+    with in_time(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(feed)
+            tasks.start_soon(read)
+            mark = 0
+            while len(received) < len(data):
+                await anyio.lowlevel.checkpoint()
+                channel = box._lives.open_channel(box.id)
+                if len(received) - mark > 150_000 and channel is not None and channel._watchers:
+                    mark = len(received)
+                    channel.close()
+        result = await execution.wait()
+    assert bytes(received) == data
+    assert result.exit_code == 0
+
+
 async def test_3_1_many_cuts_and_several_executions(box: LocalBox) -> None:
     results: list[Result] = []
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import os
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -580,3 +581,38 @@ async def _exited(box: LocalBox, exec_id: str) -> bool:
 
 async def _none_left(box: LocalBox, marker: str) -> bool:
     return not await processes(box, marker)
+
+
+async def test_1_2_the_exit_callback_comes_without_anyone_waiting(box: LocalBox) -> None:
+    called = anyio.Event()
+    results: list[Result] = []
+
+    def on_exit(result: Result) -> None:
+        results.append(result)
+        called.set()
+
+    await box.exec(*sh("echo out; echo err >&2; exit 9"), on_exit=on_exit)
+    with anyio.fail_after(10):
+        await called.wait()
+    assert (results[0].exit_code, results[0].stdout, results[0].stderr) == (9, b"out\n", b"err\n")
+
+
+async def test_1_2_one_sink_for_both_streams_is_called_one_chunk_at_a_time(box: LocalBox) -> None:
+    class Sink:
+        def __init__(self) -> None:
+            self.inside = 0
+            self.most = 0
+            self.size = 0
+
+        def write(self, data: bytes) -> None:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            self.size += len(data)
+            time.sleep(0.002)  # long enough for the other stream's thread to come in
+            self.inside -= 1
+
+    sink = Sink()
+    script = "for i in 1 2 3 4 5 6 7 8; do head -c 100000 /dev/zero; head -c 100000 /dev/zero >&2; done"
+    execution = await box.exec(*sh(script), stdout=sink, stderr=sink)
+    assert (await execution.wait()).exit_code == 0
+    assert (sink.size, sink.most) == (1_600_000, 1)

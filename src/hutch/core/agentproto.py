@@ -112,6 +112,7 @@ class Attached(msgspec.Struct, frozen=True):
 
     stdin_credit: int
     exited: bool
+    stdin_accepted: int
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -379,8 +380,8 @@ def _stats(frame: Frame) -> AgentStats:
 
 
 def _attached(frame: Frame) -> Attached:
-    credit, state = struct.unpack("<IBxxx", frame.payload)
-    return Attached(credit, state == 1)
+    credit, state, accepted = struct.unpack("<IBxxxQ", frame.payload)
+    return Attached(credit, state == 1, accepted)
 
 
 def _failed(frame: Frame) -> Failed:

@@ -62,11 +62,17 @@ class LayerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The first member of an archive."""
+    """The first member of an archive. ``sha256`` is that of the manifest itself without it."""
 
     format: int
     box: BoxRecord
     layers: tuple[LayerEntry, ...]
+    sha256: str = ""
+
+    def signed(self) -> Manifest:
+        """The manifest with its own digest."""
+        bare = msgspec.structs.replace(self, sha256="")
+        return msgspec.structs.replace(self, sha256=hashlib.sha256(msgspec.json.encode(bare)).hexdigest())
 
 
 async def write(path: Path, record: BoxRecord, layers: Sequence[tuple[Path, bool]]) -> None:
@@ -81,7 +87,7 @@ async def write(path: Path, record: BoxRecord, layers: Sequence[tuple[Path, bool
                 digest = await anyio.to_thread.run_sync(_pack, source, owned_by_box, file)
                 files.append(file)
                 entries.append(LayerEntry(f"layers/{number}.tar.zst", digest, file.stat().st_size))
-            manifest = Manifest(FORMAT, _portable(record), tuple(entries))
+            manifest = Manifest(FORMAT, _portable(record), tuple(entries)).signed()
             whole = Path(scratch) / "archive"
             await anyio.to_thread.run_sync(_assemble, whole, manifest, files)
             whole.replace(path)
@@ -206,6 +212,8 @@ def _manifest(path: Path, archive: tarfile.TarFile) -> Manifest:
         raise InvalidArgumentError(f"the archive {path} has a manifest that cannot be read: {error}") from error
     if manifest.format != FORMAT:
         raise InvalidArgumentError(f"the archive {path} has format {manifest.format}; this version reads {FORMAT}")
+    if manifest.signed() != manifest:
+        raise InvalidArgumentError(f"the archive {path} is damaged or was tampered with: its manifest has another digest")
     if not 1 <= len(manifest.layers) <= MAX_LAYERS:
         raise InvalidArgumentError(f"the archive {path} has {len(manifest.layers)} layers")
     box = manifest.box

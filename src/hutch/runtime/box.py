@@ -16,14 +16,11 @@ from hutch.errors import (
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
-    RuntimeClosedError,
 )
 from hutch.runtime import logs
 from hutch.runtime.checks import (
     check_bytes,
     check_callable,
-    check_command,
-    check_env,
     check_seconds,
     check_sink,
     check_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hutch.errors import InvalidStateError
 from hutch.runtime.checks import check_bytes
@@ -12,9 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from hutch.core.sinks import Sink
-    from hutch.runtime.box import LocalBox
     from hutch.runtime.execution import LocalExecution
     from hutch.types import Result
+
+
+class Executor(Protocol):
+    """A box, as far as its commands go."""
+
+    async def exec(self, *command: Any, **options: Any) -> LocalExecution: ...
 
 
 class Command:
@@ -30,7 +35,7 @@ class Command:
 
     def __init__(
         self,
-        box: LocalBox,
+        box: Executor,
         *argv: str,
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,

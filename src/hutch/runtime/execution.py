@@ -200,7 +200,10 @@ class LocalExecution:
         if sink is DISCARD:
             self._outputs[stream] = Discard(delivered)
         else:
-            self._outputs[stream] = Pump(delivered, sink, self._host.spawn)  # type: ignore[arg-type]  # it is a Sink
+            # One sink for both streams is given one chunk at a time.
+            locks = [o.lock for o in self._outputs.values() if isinstance(o, Pump) and o.sink is sink]
+            lock = locks[0] if locks else anyio.Lock()
+            self._outputs[stream] = Pump(delivered, sink, self._host.spawn, lock)  # type: ignore[arg-type]  # it is a Sink
 
     def set_collectors(self) -> None:
         """Collect all streams that have no sink."""
@@ -217,7 +220,7 @@ class LocalExecution:
         self.pid = pid
         if watched:
             self._watched |= set(self._streams)
-            self.stdin.begin(_STARTER_CREDIT)
+            self.stdin.begin(_STARTER_CREDIT, 0)
         elif self._outputs or self.stdin.opened:
             self._watched |= set(self._outputs)
             self._host.spawn(self._attach_or_fail, set(self._outputs))
@@ -234,7 +237,7 @@ class LocalExecution:
         self._watched |= wanted
         answer = await self._channel.request(lambda req: proto.attach(self.id, self._machine.attach(wanted), req=req))
         if isinstance(answer, proto.Attached):
-            self.stdin.begin(answer.stdin_credit)
+            self.stdin.begin(answer.stdin_credit, answer.stdin_accepted)
 
     def send(self, data: bytes) -> None:
         """Send a frame to the agent."""
@@ -340,7 +343,7 @@ class LocalExecution:
                 self._fail(error)
             return
         if isinstance(answer, proto.Attached):
-            self.stdin.begin(answer.stdin_credit)
+            self.stdin.begin(answer.stdin_credit, answer.stdin_accepted)
 
     def _apply(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -379,6 +382,9 @@ class LocalExecution:
             now = self._host.oom_kills()
             self._oom_killed = now is not None and now > self._oom_before
         self._reaped.set()
+        if self._on_exit is not None:
+            # Nobody may be waiting: what was not claimed by now must not hold up the callback.
+            self._claim_rest()
 
     def _finish(self, exit: proto.Exited) -> None:
         if not self._reaped.is_set():
@@ -496,7 +502,7 @@ class LocalExecution:
         positions = self._machine.attach(self._watched)
         answer = await channel.request(lambda req: proto.attach(self.id, positions, req=req))
         if isinstance(answer, proto.Attached):
-            self.stdin.begin(answer.stdin_credit)
+            self.stdin.begin(answer.stdin_credit, answer.stdin_accepted)
 
     def _claim_nothing(self) -> None:
         # Nobody watches a stream, so nobody will deliver what was never received.

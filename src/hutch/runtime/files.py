@@ -7,18 +7,15 @@ else, whatever the names in the stream are; see `hutch.host.untar`.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import io
 import os
 import posixpath
 import socket
 import sys
 import tarfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-import anyio.to_thread
 
 from hutch.core import agentproto as proto
 from hutch.core.filelist import parse_listing
@@ -34,24 +31,31 @@ from hutch.errors import (
 from hutch.host.untar import extract_below
 from hutch.runtime.checks import check_bytes, check_path, check_text, check_whole, quoted
 from hutch.runtime.execution import DISCARD
+from hutch.runtime.tarpipe import PIECE, consume_tar, copy_only_member, feed_tar, first_member, in_thread, pour
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable
     from pathlib import Path
 
-    from hutch.runtime.box import LocalBox
     from hutch.runtime.execution import LocalExecution
     from hutch.types import FileInfo, Result
 
-_PIECE = 256 * 1024
 _MAX_LISTING = 256 << 20
+
+
+class Transfers(Protocol):
+    """A box, as far as its files go."""
+
+    async def start_file_op(self, op: proto.FileOp, path: str, **options: Any) -> LocalExecution: ...
+
+    async def dispose(self, execution: Any) -> None: ...
 
 
 class BoxFiles:
     """The files of one box. Implements `hutch.sdk.base.Files`."""
 
-    def __init__(self, box: LocalBox) -> None:
+    def __init__(self, box: Transfers) -> None:
         self._box = box
 
     async def read(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
@@ -66,7 +70,7 @@ class BoxFiles:
             content = stream.extractfile(member) if member is not None and member.isreg() else None
             if content is None:
                 raise InvalidArgumentError(f"{path} is not a file")
-            while piece := content.read(_PIECE):
+            while piece := content.read(PIECE):
                 if buffer.tell() + len(piece) > max_bytes:
                     raise ResourceExhaustedError(f"{path} is larger than the limit of {max_bytes} bytes; use get")
                 buffer.write(piece)
@@ -128,6 +132,37 @@ class BoxFiles:
         if not overwrite and os.path.lexists(parent / name):
             raise AlreadyExistsError(f"{parent / name} exists on the host already")
         await self._receive(source, lambda stream: extract_below(stream, parent, name))
+
+    async def put_tar(self, archive: AsyncIterable[bytes], target: str, *, is_directory: bool) -> None:
+        """Unpack an uncompressed tar stream in the box: below ``target``, a directory that is made; or, if not
+        ``is_directory``, its only entry as ``target`` (into it, if that is a directory or ends in ``/``)."""
+        if not check_text("the target", target):
+            raise InvalidArgumentError("the target is empty")
+        if is_directory:
+            await self._make_parents(target)
+            await self._send_raw(target, archive)
+            return
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(pour, archive, theirs)
+                try:
+                    await self._put_only_member(ours, target)
+                finally:
+                    ours.shutdown(socket.SHUT_RDWR)  # the end for whoever pours, also when we fail
+
+    async def get_tar(self, source: str) -> AsyncIterator[bytes]:
+        """A tar stream of a file or directory, whose first entry is named as its last component. An error may come
+        after the first bytes."""
+        errors = io.BytesIO()
+        execution = await self._box.start_file_op(proto.FileOp.GET, source, sinks={proto.STDERR: errors}, linger=None)
+        try:
+            async for piece in execution.stdout:
+                yield piece
+            _check(await execution.wait(), source, errors.getvalue())
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._box.dispose(execution)
 
     async def list(self, path: str) -> list[FileInfo]:
         """List a directory, by name."""
@@ -197,11 +232,11 @@ class BoxFiles:
 
     async def _send(self, directory: str, produce: Callable[[tarfile.TarFile], None]) -> None:
         """Stream a tar that ``produce`` writes (in a thread) to the agent, which unpacks it below the directory."""
-        execution = await self._box.start_file_op(proto.FileOp.PUT, directory, stdin=True, collect=_PIECE, linger=None)
+        execution = await self._box.start_file_op(proto.FileOp.PUT, directory, stdin=True, collect=PIECE, linger=None)
         failures: builtins.list[Exception] = []
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_feed_tar, execution, produce, failures)
+                tasks.start_soon(feed_tar, execution, produce, failures)
                 result, broken = await _outcome(execution)
                 tasks.cancel_scope.cancel()  # nobody reads what is left
         finally:
@@ -214,6 +249,30 @@ class BoxFiles:
         if result is not None:
             _check(result, directory)
 
+    async def _send_raw(self, directory: str, archive: AsyncIterable[bytes]) -> None:
+        """Stream a tar as it is: the agent unpacks nothing outside of the directory, whatever it says."""
+        execution = await self._box.start_file_op(proto.FileOp.PUT, directory, stdin=True, collect=PIECE, linger=None)
+        try:
+            async for piece in archive:
+                if execution.input_closed:
+                    break
+                await execution.stdin.write(piece)
+            await execution.stdin.close()
+            _check(await execution.wait(), directory)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._box.dispose(execution)
+
+    async def _put_only_member(self, source: socket.socket, target: str) -> None:
+        """Put the one member of the archive that comes from a socket to the target."""
+        with source.makefile("rb", buffering=PIECE) as file:
+            stream, member = await in_thread(first_member, file)
+            with stream:
+                parent, member.name = await self._destination(target, posixpath.basename(member.name))
+                member.pax_headers = {}
+                await self._make_parents(parent)
+                await self._send(parent, lambda out: copy_only_member(stream, member, out))
+
     async def _receive(self, path: str, consume: Callable[[tarfile.TarFile], None]) -> None:
         """Let ``consume`` (in a thread) read the tar that the agent makes of a path."""
         ours, theirs = socket.socketpair()
@@ -223,7 +282,7 @@ class BoxFiles:
         async def read() -> None:
             nonlocal failure
             try:
-                await _in_thread(_consume, ours, consume)
+                await in_thread(consume_tar, ours, consume)
             except Exception as error:  # what comes from the box may break any reader in any way
                 failure = error
 
@@ -255,74 +314,6 @@ async def _outcome(execution: LocalExecution) -> tuple[Result | None, Exception 
         return None, None
     except (HutchError, OSError) as error:
         return None, error
-
-
-async def _feed_tar(
-    execution: LocalExecution, produce: Callable[[tarfile.TarFile], None], failures: list[Exception]
-) -> None:
-    """Raises nothing: what is wrong with the source goes to ``failures``, the rest is told by the execution's end."""
-    ours, theirs = socket.socketpair()
-
-    async def write() -> None:
-        try:
-            await _in_thread(_produce, theirs, produce)
-        except (BrokenPipeError, ConnectionResetError):  # the box gave up: its error message tells
-            pass
-        except (OSError, ValueError, tarfile.TarError, HutchError) as error:
-            failures.append(error)
-
-    with ours, theirs, contextlib.suppress(HutchError):
-        ours.setblocking(False)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(write)
-            try:
-                with contextlib.suppress(HutchError):  # of the standard input
-                    while (data := await _read(ours)) and not execution.input_closed:
-                        await execution.stdin.write(data)
-            finally:
-                ours.shutdown(socket.SHUT_RDWR)  # the end for the writer, also when we are cancelled
-        if failures:
-            # Without its end the archive is refused, so nothing half is left under a final name.
-            await execution.kill()
-        else:
-            await execution.stdin.close()
-
-
-async def _in_thread(function: Callable[..., None], *args: object) -> None:
-    """Run a function that may wait for a box, in a thread that is not one of those that others need."""
-    await anyio.to_thread.run_sync(functools.partial(function, *args), limiter=anyio.CapacityLimiter(1))
-
-
-async def _read(source: socket.socket) -> bytes:
-    while True:
-        try:
-            return source.recv(_PIECE)
-        except BlockingIOError:
-            await anyio.wait_readable(source)
-
-
-def _produce(target: socket.socket, produce: Callable[[tarfile.TarFile], None]) -> None:
-    try:
-        with (
-            target.makefile("wb", buffering=_PIECE) as file,
-            tarfile.open(fileobj=file, mode="w|", bufsize=_PIECE, format=tarfile.PAX_FORMAT) as stream,
-        ):
-            produce(stream)
-    finally:
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
-
-
-def _consume(source: socket.socket, consume: Callable[[tarfile.TarFile], None]) -> None:
-    try:
-        with source.makefile("rb", buffering=_PIECE) as file:
-            with tarfile.open(fileobj=file, mode="r|", bufsize=_PIECE) as stream:
-                consume(stream)
-            while file.read(_PIECE):  # up to the end, so that the box's side ends well
-                pass
-    finally:
-        with contextlib.suppress(OSError):
-            source.shutdown(socket.SHUT_RDWR)
 
 
 def _check(result: Result, path: str, errors: bytes = b"") -> None:

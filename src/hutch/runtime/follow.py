@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 
 from hutch.core import agentproto as proto
-from hutch.errors import HutchError
+from hutch.errors import HutchError, RuntimeClosedError
 from hutch.runtime import logs
 from hutch.runtime.checks import check_whole
 from hutch.runtime.lives import MAIN
@@ -67,8 +67,12 @@ async def follow_log(
             stdout=functools.partial(put, proto.STDOUT),
             stderr=functools.partial(put, proto.STDERR),
         )
-    except HutchError:  # it has ended meanwhile, so the log is complete
+    except BaseException as error:
         send.close()
+        receive.close()
+        if not isinstance(error, HutchError) or isinstance(error, RuntimeClosedError):
+            raise
+        # It has ended meanwhile, so the log is complete.
         for entry in logs.beyond(await box.log_records(), ends):
             yield entry.entry()
         return

@@ -53,7 +53,7 @@ def _attached(frame: Frame, directory: Path, exec_id: str) -> list[bytes]:
     status, timed_out, time = ended
     exited = struct.pack("<iBxxxQQQQ", status, timed_out, int(time * 1e9), 0, 0, 0)
     frames = [
-        encode(proto.Reply.ATTACHED, struct.pack("<IBxxx", 0, 1), req=frame.req, exec_id=exec_id),
+        encode(proto.Reply.ATTACHED, struct.pack("<IBxxxQ", 0, 1, 0), req=frame.req, exec_id=exec_id),
         encode(proto.Reply.EXITED, exited, exec_id=exec_id),
     ]
     records = logs.read(directory)

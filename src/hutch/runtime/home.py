@@ -20,6 +20,7 @@ import msgspec
 from hutch.core import ids
 from hutch.engine.base import Lower
 from hutch.errors import ConfigError, StorageError
+from hutch.runtime.checks import check_path
 
 
 def default_home() -> Path:
@@ -40,8 +41,8 @@ class Home(msgspec.Struct, frozen=True):
 
     @classmethod
     def open(cls, root: Path | str | None) -> Home:
-        """Make the folders that are missing. Raises `ConfigError` or `StorageError`."""
-        path = Path(root) if root is not None else default_home()
+        """Make the folders that are missing. Raises `InvalidArgumentError`, `ConfigError` or `StorageError`."""
+        path = check_path("the home directory", root) if root is not None else default_home()
         if not path.is_absolute():
             raise ConfigError(f"the home directory {str(path)!r} must be an absolute path")
         home = cls(path)

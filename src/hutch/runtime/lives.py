@@ -127,8 +127,7 @@ class Lives:
         async with self.holding(box_id) as record:
             if record.state not in ALIVE:
                 return
-            with contextlib.suppress(DatabaseError):  # a box that has filled the disk can be stopped all the same
-                record = self._save(record, Event.STOP)
+            record = self._follow(record, Event.STOP)
             with anyio.CancelScope(shield=True):
                 if grace > 0:
                     await self._ask_to_stop(record, grace)
@@ -394,11 +393,20 @@ class Lives:
         values: dict[str, Any] = {"pid": None, "stopped_at": time.time()}
         if ended is not None:
             values |= {"exit_code": ended[0], "stopped_at": ended[2]}
-            return self._save(record, Event.ENDED, **values)
+            return self._follow(record, Event.ENDED, **values)
         if record.state is BoxState.STOPPING:
-            return self._save(record, Event.STOPPED, **values)
+            return self._follow(record, Event.STOPPED, **values)
         values["reason"] = "the box's processes were killed from outside, or the machine restarted"
-        return self._save(record, Event.DIED, **values)
+        return self._follow(record, Event.DIED, **values)
+
+    def _follow(self, record: BoxRecord, event: Event, **values: Any) -> BoxRecord:
+        """`_save` for what is true in any case: where the database cannot take it (the disk is full), whoever looks
+        next sees the same again. So a box that has filled the disk can be stopped and removed."""
+        try:
+            return self._save(record, event, **values)
+        except DatabaseError as error:
+            log.warning("box %s: %s could not be recorded: %s", _name(record), event, error)
+            return msgspec.structs.replace(record, state=lifecycle.after(record.state, event), **values)
 
     def _save(self, record: BoxRecord, event: Event, **values: Any) -> BoxRecord:
         state = lifecycle.after(record.state, event)

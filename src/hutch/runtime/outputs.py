@@ -114,11 +114,16 @@ class Consumer:
 class Pump:
     """Feeds a sink from a task of its own, so that a slow sink holds back its own stream and nothing else.
 
-    The first error of the sink is kept in ``error``; from then on the stream is read and thrown away.
+    The first error of the sink is kept in ``error``; from then on the stream is read and thrown away. ``lock`` is held
+    while the sink is called: the pumps of one sink share it.
     """
 
-    def __init__(self, delivered: Callable[[int], None], sink: Sink, spawn: Callable[..., None]) -> None:
+    def __init__(
+        self, delivered: Callable[[int], None], sink: Sink, spawn: Callable[..., None], lock: anyio.Lock
+    ) -> None:
         self._delivered = delivered
+        self.sink = sink
+        self.lock = lock
         self._call = _caller(sink)
         self._keep_view = isinstance(sink, (io.RawIOBase, io.BufferedIOBase))
         self._spawn = spawn
@@ -147,7 +152,8 @@ class Pump:
                 end, data = self._batch()
                 if self.error is None and not self._closed:
                     try:
-                        await self._call(data)
+                        async with self.lock:
+                            await self._call(data)
                     except Exception as error:
                         self.error = error
                     except asyncio.CancelledError as error:

@@ -28,6 +28,11 @@ class ExecStdin:
         self._opened = opened
         self._closed = not opened
         self._begun = False
+        # Bytes that were sent and may not have arrived: the credit for them has not come back.
+        self._unconfirmed = bytearray()
+        self._sent = 0
+        # What the agent had accepted, from others, before our first byte.
+        self._origin: int | None = None
 
     async def write(self, data: bytes) -> None:
         """Send bytes, all and in order, waiting while the command does not read. Raises `InvalidStateError` after
@@ -47,7 +52,7 @@ class ExecStdin:
                     await self._more.wait()
                     self._execution.check_open()
                     continue
-                self._execution.send(proto.stdin(self._execution.id, bytes(view[:size])))
+                self._send(bytes(view[:size]))
                 view = view[size:]
 
     async def close(self) -> None:
@@ -63,11 +68,24 @@ class ExecStdin:
         """Whether the command was started with one."""
         return self._opened
 
-    def begin(self, size: int) -> None:
-        """The credit that this connection starts with; it is told at each attach and counts once."""
-        if not self._begun:
-            self._begun = True
-            self.grant(size)
+    def begin(self, size: int, accepted: int) -> None:
+        """The credit that this connection starts with, and how many bytes of input the agent has accepted so far.
+
+        Both are told at each attach and count once. After a broken connection what was lost with it is sent again.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        if self._origin is None:
+            self._origin = accepted
+        lost = self._sent - (accepted - self._origin)
+        if 0 < lost <= len(self._unconfirmed):
+            size -= lost
+            self._execution.send(proto.stdin(self._execution.id, bytes(self._unconfirmed[-lost:])))
+        if self._opened and self._closed:
+            self._execution.send(proto.stdin_eof(self._execution.id))
+        self._credit.grant(max(size, 0))
+        self._more.set()
 
     def restart(self) -> None:
         """The connection is a new one: its credit is yet to be told."""
@@ -75,7 +93,8 @@ class ExecStdin:
         self._credit.draw(self._credit.size)
 
     def grant(self, size: int) -> None:
-        """The agent takes so many bytes more."""
+        """The command took so many bytes, so the agent takes as many more."""
+        del self._unconfirmed[:size]
         self._credit.grant(size)
         self._more.set()
 
@@ -88,3 +107,8 @@ class ExecStdin:
         """The command does not read any more: whoever waits goes on, what comes is thrown away."""
         self._credit.close()
         self._more.set()
+
+    def _send(self, data: bytes) -> None:
+        self._unconfirmed += data
+        self._sent += len(data)
+        self._execution.send(proto.stdin(self._execution.id, data))

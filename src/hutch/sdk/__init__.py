@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hutch.runtime import LocalRuntime
+    from hutch.sdk.remote import RemoteRuntime
 
 
 class Runtime:
@@ -23,6 +24,17 @@ class Runtime:
         from hutch.runtime import LocalRuntime
 
         return LocalRuntime(home)
+
+    @staticmethod
+    def connect(url: str, api_key: str | None = None, *, budget: float = 60.0) -> RemoteRuntime:
+        """Return the runtime of a server. Use it with ``async with``.
+
+        ``budget``: seconds within which a lost connection to an execution must be made again. Raises
+        `InvalidArgumentError` for what is not the address of a server.
+        """
+        from hutch.sdk.remote import RemoteRuntime
+
+        return RemoteRuntime(url, api_key, budget=budget)
 
 
 __all__ = ["Runtime"]

@@ -56,7 +56,8 @@ class Http:
 
     async def get(self, path: str, kind: type[T], **query: object) -> T:
         """Get a value; repeated while the connection fails."""
-        return await self.repeat(lambda: self.call("GET", path, kind, query=query))
+        value: T = await self.repeat(lambda: self.call("GET", path, kind, query=query))
+        return value
 
     async def call(
         self,
@@ -79,7 +80,9 @@ class Http:
                 try:
                     result = json.loads(data) if data else None
                 except ValueError:
-                    raise UpstreamUnavailableError(f"{self.url} answered what is no JSON; is it a Hutch server?") from None
+                    raise UpstreamUnavailableError(
+                        f"{self.url} answered what is no JSON; is it a Hutch server?"
+                    ) from None
         try:
             return msgspec.convert(result, kind)
         except msgspec.ValidationError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus
-from websockets.frames import Opcode
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.typing import Subprotocol
@@ -142,7 +142,7 @@ class WebSocket(asyncio.Protocol):
         for event in self._protocol.events_received():
             if isinstance(event, Response):
                 self._answered()
-            elif event.opcode in (Opcode.BINARY, Opcode.CONT) and not self.closed:
+            elif isinstance(event, Frame) and event.opcode in (Opcode.BINARY, Opcode.CONT) and not self.closed:
                 self._fragments.append(bytes(event.data))
                 if event.fin:
                     message, self._fragments = b"".join(self._fragments), []

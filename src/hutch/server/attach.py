@@ -92,7 +92,7 @@ class Attachment:
                         tasks.start_soon(self._feed_stdin)
                     await self._serve()
                     tasks.cancel_scope.cancel()
-        except OSError:  # the connection broke while something was sent
+        except* OSError:  # the connection broke while something was sent
             pass
         finally:
             orderly = self._code in (1000, 1001)
@@ -125,10 +125,10 @@ class Attachment:
             await self._tell("error", message=error.message)
             await self._close(_INTERNAL)
             return
-        for stream, cutter in self._cutters.items():
-            if tail := cutter.flush():
-                await self._put(stream, tail)
-        if not await self._arrived():
+        tails = [(stream, tail) for stream, cutter in self._cutters.items() if (tail := cutter.flush())]
+        for stream, tail in tails:
+            await self._put(stream, tail)
+        if tails and not await self._arrived():
             return
         self._finish(result)
         more: dict[str, Any] = {"timed_out": True} if result.timed_out else {}
@@ -205,6 +205,7 @@ class Attachment:
         for name, stream in (("stdout", STDOUT), ("stderr", STDERR)):
             for piece in self._cutters[stream].feed(b"".join(kept[name])[-_BACKLOG:]):
                 await self._put(stream, piece)
+        await self._arrived()
         info = await self._box.info()
         return Result(exit_code=-9 if info.exit_code is None else info.exit_code)
 

@@ -52,7 +52,9 @@ class KeyReusedError(InvalidArgumentError):
     status = 422
 
 
-def envelope(error: HutchError, request_id: str, *, status: int | None = None, headers: Mapping[str, str] = {}) -> Response:  # noqa: B006
+def envelope(
+    error: HutchError, request_id: str, *, status: int | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return the response that tells of an error."""
     return Response(
         msgspec.json.encode(
@@ -66,7 +68,7 @@ def envelope(error: HutchError, request_id: str, *, status: int | None = None, h
             }
         ),
         status_code=status or error.status,
-        headers={REQUEST_ID: request_id, **_extra_headers(error), **headers},
+        headers={REQUEST_ID: request_id, **_extra_headers(error), **(headers or {})},
         media_type="application/json",
     )
 
@@ -85,9 +87,7 @@ def install(app: FastAPI) -> None:
             404: f"there is nothing at {request.method} {request.scope['path']:.200}",
             405: f"{request.scope['path']:.200} does not take {request.method}",
         }.get(error.status_code, str(error.detail))
-        return envelope(
-            kind(text), request_id(request.scope), status=error.status_code, headers=error.headers or {}
-        )
+        return envelope(kind(text), request_id(request.scope), status=error.status_code, headers=error.headers)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -128,5 +128,3 @@ def _describe(errors: Sequence[Any]) -> str:
         text = "unknown field" if error["type"] == "extra_forbidden" else str(error["msg"])
         parts.append(f"{'.'.join(where)[:200]}: {text[:200]}")
     return "; ".join(parts) or "the request is not valid"
-
-

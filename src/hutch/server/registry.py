@@ -91,7 +91,8 @@ class Executions:
         entry = self._entries.get((box.id, exec_id))
         if entry is None or entry.end is None:
             entry = await self._looked_up(box, exec_id, entry)
-        if entry.end is not None and not entry.owed and time.time() - entry.end.at > self._settings.keep_finished_seconds:
+        kept = self._settings.keep_finished_seconds
+        if entry.end is not None and not entry.owed and time.time() - entry.end.at > kept:
             raise SessionReapedError(f"execution {exec_id} ended long ago and its log was released; start a new one")
         return entry
 

@@ -119,7 +119,7 @@ async def _both(ws: WebSocket, down: object, up: object) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(run, down)
         tasks.start_soon(run, up)
-    with contextlib.suppress(RuntimeError, OSError), anyio.move_on_after(1, shield=True):
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError), anyio.move_on_after(1, shield=True):
         await ws.close()
 
 
@@ -188,5 +188,5 @@ async def _hand_over(sock: socket.socket) -> None:
 async def _refuse(ws: WebSocket, error: HutchError) -> None:
     if ws.client_state.name == "DISCONNECTED" or ws.application_state.name != "CONNECTING":
         return
-    with contextlib.suppress(RuntimeError, OSError):
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
         await ws.send_denial_response(JSONResponse(error_body(error), error.status))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
+from starlette.requests import HTTPConnection  # noqa: TC002  # FastAPI reads the annotation
 
 from hutch.errors import HutchError, InvalidArgumentError, NotFoundError
 from hutch.server import policy
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from anyio.abc import TaskGroup
-    from starlette.requests import HTTPConnection
 
     from hutch.sdk.base import Box, Runtime
     from hutch.server.settings import ServerSettings

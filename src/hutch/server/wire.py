@@ -8,7 +8,6 @@ A WebSocket application cannot send a Ping; but the Pong that answers one is the
 from __future__ import annotations
 
 import asyncio
-import itertools
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,13 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame, Opcode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvicorn.config import Config
 
 RECEIPTS = "hutch.receipts"
-# A client that has answered no Ping for so long is taken for one that never does.
+_MARK = b"hutch"
+# A client that has answered none for so many seconds is taken for one that never does.
 _PATIENCE = 5.0
 
 
@@ -92,15 +94,18 @@ class Limits:
 
 
 class Receipts:
-    """The Pings of one socket and who waits for their Pongs, oldest first."""
+    """Asks the peer of one socket for receipts, with one Ping on its way at a time: the answers to two would get in
+    each other's way (a peer's Nagle algorithm holds back the second until we have acknowledged the first)."""
 
-    def __init__(self, send_ping: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, send_ping: Callable[[bytes], None], loop: asyncio.AbstractEventLoop) -> None:
         self._send_ping = send_ping
         self._loop = loop
-        self._numbers = itertools.count()
-        self._waiting: dict[bytes, asyncio.Future[bool]] = {}
-        self._answered = False
-        self._given_up = False
+        self._number = 0
+        # Who waits for the Pong that is due, and who for the one after it.
+        self._due: asyncio.Future[None] | None = None
+        self._next: asyncio.Future[None] | None = None
+        # A peer that has answered once is waited for without a limit; the keep-alive ends dead ones.
+        self._answers: bool | None = None
         self._waived = False
         self._lost = False
 
@@ -109,55 +114,69 @@ class Receipts:
 
         A peer that never answers a Ping is believed after a while.
         """
-        if self._lost or self._given_up or self._waived:
+        if self._lost or self._waived or self._answers is False:
             return not self._lost
-        payload = b"hutch" + struct.pack("!Q", next(self._numbers))
-        future = self._waiting[payload] = self._loop.create_future()
+        if self._due is None:
+            receipt = self._due = self._ping()
+        else:
+            receipt = self._next = self._next or self._loop.create_future()
         try:
-            self._send_ping(payload)
-            if self._answered:
-                return await future
-            try:
-                return await asyncio.wait_for(asyncio.shield(future), _PATIENCE)
-            except asyncio.TimeoutError:
-                self._given_up = not self._answered
-                return not self._lost if self._given_up else await future
-        finally:
-            self._waiting.pop(payload, None)
+            await asyncio.wait_for(asyncio.shield(receipt), None if self._answers else _PATIENCE)
+        except TimeoutError:
+            if self._answers:  # meanwhile, to an earlier one
+                await asyncio.shield(receipt)
+            else:
+                self._answers = False
+        return not self._lost
 
     async def alive(self, seconds: float) -> bool:
         """Whether the peer answers a Ping in time."""
         try:
             return await asyncio.wait_for(self.confirm(), seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return False
 
     def waive(self, on: bool) -> None:
         """Do not wait while the reading side is at a halt, so that no Pong can come."""
         self._waived = on
         if on:
-            self._finish(True)
+            self._settle()
 
     def received(self, payload: bytes) -> None:
-        """A Pong has come. It answers the older Pings too (RFC 6455, 5.5.3)."""
-        if payload not in self._waiting:
+        """A Pong has come."""
+        if payload != self._payload or self._due is None:
             return
-        self._answered = True
-        for older, future in list(self._waiting.items()):
-            if not future.done():
-                future.set_result(True)
-            if older == payload:
-                return
+        self._answers = True
+        _resolve(self._due)
+        self._due = None
+        if self._next is not None:
+            waiting, self._next = self._next, None
+            self._due = self._ping(waiting)
 
     def lost(self) -> None:
         """The connection is gone."""
         self._lost = True
-        self._finish(False)
+        self._settle()
 
-    def _finish(self, value: bool) -> None:
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_result(value)
+    def _settle(self) -> None:
+        for future in (self._due, self._next):
+            if future is not None:
+                _resolve(future)
+        self._due = self._next = None
+
+    def _ping(self, receipt: asyncio.Future[None] | None = None) -> asyncio.Future[None]:
+        self._number += 1
+        self._send_ping(self._payload)
+        return receipt or self._loop.create_future()
+
+    @property
+    def _payload(self) -> bytes:
+        return _MARK + struct.pack("!Q", self._number)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class ReceiptedWebSocket(WebSocketsSansIOProtocol):
@@ -175,7 +194,7 @@ class ReceiptedWebSocket(WebSocketsSansIOProtocol):
     def handle_pong(self, event: Frame) -> None:
         payload = bytes(event.data)
         self.receipts.received(payload)
-        if payload.startswith(b"hutch") and self.pending_ping_payload is not None:
+        if payload.startswith(_MARK) and self.pending_ping_payload is not None:
             # It may stand for the keep-alive's own as well; in any case the peer lives.
             event = Frame(Opcode.PONG, self.pending_ping_payload)
         super().handle_pong(event)

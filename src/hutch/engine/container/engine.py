@@ -126,13 +126,13 @@ class ContainerEngine:
     async def kill(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.kill`. Raises `EngineError` when something does not go away."""
         with anyio.CancelScope(shield=True):
-            entry = record.read(directory)
-            if entry is not None:
-                entry.group.release()
-                if entry.process is not None and not await entry.process.kill(KILL_SECONDS):
-                    raise EngineError(f"process {entry.process.pid} of the box in {directory} does not end")
-                await entry.group.remove()
-                await upper.released(directory, KILL_SECONDS)
+            # Without a record that can be read, what still runs is found in the groups that bear the box's name.
+            entry = record.read(directory) or record.Record(group=Group.named(directory.name))
+            entry.group.release()
+            if entry.process is not None and not await entry.process.kill(KILL_SECONDS):
+                raise EngineError(f"process {entry.process.pid} of the box in {directory} does not end")
+            await entry.group.remove()
+            await upper.released(directory, KILL_SECONDS)
             record.clear(directory)
 
     async def freeze(self, directory: Path) -> None:

@@ -6,7 +6,6 @@ The file system is written by the kernel alone, so no code of a box ever chooses
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -47,10 +46,13 @@ async def prepare(directory: Path, disk_gb: int | None, ids: mapping.Mapping) ->
 
 def _make_folders(directory: Path, ids: mapping.Mapping) -> None:
     for name in ("upper", "work"):
-        with contextlib.suppress(FileExistsError):
-            (directory / name).mkdir(mode=0o755)
-            if not ids.rootless:
-                os.chown(directory / name, ids.owner, ids.owner)
+        if (directory / name).exists():
+            continue
+        made = directory / f".{name}"  # under its name only once it is complete: we may die at any step
+        made.mkdir(mode=0o755, exist_ok=True)
+        if not ids.rootless:
+            os.chown(made, ids.owner, ids.owner)
+        made.rename(directory / name)
 
 
 def limited(directory: Path) -> bool:

@@ -1,0 +1,87 @@
+"""A runner: holds boxes, serves them to the API and to nobody else, and reports to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+from starlette.applications import Starlette
+
+from hutch.errors import HutchError
+from hutch.fleet.guard import Guard
+from hutch.fleet.wire import REGISTER, Registration
+from hutch.runtime.home import new_id
+from hutch.sdk.remote_http import Http
+from hutch.server import extra, relay
+from hutch.types import BoxState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.types import ASGIApp
+
+    from hutch.runtime.runtime import LocalRuntime
+    from hutch.types import BoxInfo
+
+log = logging.getLogger("hutch.runner")
+
+BEAT_SECONDS = 2.0
+_FIRST_PAUSE = 0.2
+
+
+def make_app(runtime: LocalRuntime, token: str) -> ASGIApp:
+    """The runner's application: ``/v1/x`` and the relay, for whoever has the token."""
+    journal = Journal(runtime.home.root / "journal")
+    routes = extra.routes(runtime, journal.created) + relay.routes(runtime)
+    return Guard(Starlette(routes=routes), token)
+
+
+class Journal:
+    """One line for each box that was made here, as JSON: the proof of where a box is."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def created(self, info: BoxInfo) -> None:
+        """Note a box."""
+        line = json.dumps({"time": time.time(), "event": "created", "box": info.id, "name": info.name}) + "\n"
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+
+
+def identity(home: Path) -> str:
+    """The runner's lasting name: chosen once for its home."""
+    path = home / "runner-id"
+    with contextlib.suppress(FileExistsError), path.open("x") as file:
+        file.write(new_id())
+    return path.read_text()
+
+
+async def report(runtime: LocalRuntime, api: str, join_token: str, url: str, token: str) -> None:
+    """Tell the API again and again where this runner is and how much it does."""
+    name = identity(runtime.home.root)
+    http = Http(api, join_token)
+    pause, warned = _FIRST_PAUSE, False
+    try:
+        while True:
+            running = sum(info.state is BoxState.RUNNING for info in await runtime.list())
+            body = Registration(runner=name, url=url, token=token, running=running)
+            try:
+                await http.call("POST", REGISTER, object, body)
+                pause, warned = BEAT_SECONDS, False
+            except HutchError as error:
+                if not warned:
+                    log.warning("the API at %s does not take our report: %s", api, error)
+                pause, warned = min(2 * pause, BEAT_SECONDS), True
+            await anyio.sleep(pause)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await http.close()

@@ -1,0 +1,17 @@
+"""What runners tell the API."""
+
+from __future__ import annotations
+
+from hutch.sdk.remote_wire import Body
+
+REGISTER = "/v1/x/runners"
+
+
+class Registration(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/runners``, also as a heartbeat. ``url`` and ``token`` are the API's way to the runner; ``running``
+    is the number of its running boxes."""
+
+    runner: str
+    url: str
+    token: str
+    running: int

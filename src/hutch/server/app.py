@@ -1,0 +1,68 @@
+"""The application: all routes over one runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from hutch import __version__
+from hutch.server import boxes, copies, envelope, executions, files, images, keeper, system, volumes
+from hutch.server.edge import Edge
+from hutch.server.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.routing import BaseRoute
+
+    from hutch.sdk.base import Runtime
+    from hutch.server.settings import ServerSettings
+
+_DESCRIPTION = """\
+Runs untrusted commands in isolated boxes.
+
+Errors have one form: `{"error": {"message", "type", "code", "request_id"}}`; `code` is stable.
+
+The output of an execution comes over a WebSocket: `GET /v1/boxes/{box_id}/executions/{execution_id}/attach`, or
+`GET /v1/boxes/{box_id}/attach` for the main command of a box.
+"""
+
+
+def make_app(backend: Runtime, settings: ServerSettings) -> FastAPI:
+    """Return the ASGI application that serves this runtime. It does not open or close it."""
+    service = Service(backend, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.running() as tasks:
+            tasks.start_soon(keeper.keep, service)
+            yield
+
+    app = FastAPI(
+        title="Hutch",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.service = service
+    envelope.install(app)
+    app.add_middleware(Edge, settings=settings)
+    for module in (system, copies, boxes, files, images, volumes, executions):
+        app.include_router(module.router)
+    app.router.routes.extend(executions.socket_routes())
+    app.router.routes.extend(_relay_routes(backend))
+    return app
+
+
+def _relay_routes(backend: Runtime) -> list[BaseRoute]:
+    """The sockets of our own client, where that part is installed."""
+    if importlib.util.find_spec("hutch.server.relay") is None:
+        return []
+    relay = importlib.import_module("hutch.server.relay")
+    routes: list[BaseRoute] = relay.routes(backend)
+    return routes

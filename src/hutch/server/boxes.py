@@ -1,0 +1,229 @@
+"""Boxes: create, find, list, start, stop, remove, measure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from hutch.core.idle import Policy
+from hutch.errors import HutchError, InvalidArgumentError, InvalidStateError, StoppedError, UnsupportedError
+from hutch.server import policy, views
+from hutch.server.http import ERRORS, Flag, Segment, ServiceDep
+from hutch.server.models import (
+    BootTiming,
+    BoxList,
+    BoxMetrics,
+    BoxView,
+    CreateBox,
+    NetworkRequest,
+    NetworkRule,
+    StopRequest,
+    VolumeMount,
+)
+from hutch.server.service import Service, Timing
+from hutch.types import BoxSpec, BoxState, BoxStats, Limits, Mount
+
+if TYPE_CHECKING:
+    from hutch.types import BoxInfo
+
+router = APIRouter(prefix="/v1", tags=["boxes"], responses=ERRORS)
+
+DEFAULT_IMAGE = "alpine:latest"
+_NO_NETWORK = "boxes of this server have no network yet"
+
+
+@router.post("/boxes", status_code=201)
+async def create_box(body: CreateBox, service: ServiceDep) -> BoxView:
+    """Make a box. It is started by its first use, or by `start`."""
+    spec = await _spec(service, body)
+    begin = time.monotonic()
+    try:
+        box = await service.backend.create(spec)
+    except HutchError:
+        service.counters.failed += 1
+        raise
+    service.counters.created += 1
+    service.timings[box.id] = Timing(create=int((time.monotonic() - begin) * 1000))
+    service.touch(box.id)
+    return views.box(service, await box.info())
+
+
+@router.get("/boxes")
+async def list_boxes(
+    service: ServiceDep,
+    page_size: Annotated[int | None, Query(alias="pageSize", ge=1, le=1000)] = None,
+    page_token: Annotated[str | None, Query(alias="pageToken", max_length=200)] = None,
+) -> BoxList:
+    """List the boxes, oldest first: all of them, or page by page for those who ask."""
+    infos = sorted(await service.backend.list(), key=_order)
+    if page_token is not None:
+        after = _read_token(page_token)
+        infos = [info for info in infos if _order(info) > after]
+    token = None
+    if page_size is not None and len(infos) > page_size:
+        infos = infos[:page_size]
+        token = _token(infos[-1])
+    return BoxList(boxes=[views.box(service, info) for info in infos], next_page_token=token)
+
+
+@router.get("/boxes/{box_id}")
+async def get_box(box_id: Segment, service: ServiceDep) -> BoxView:
+    """Find a box by its id or name."""
+    box = await service.box(box_id)
+    return views.box(service, await box.info())
+
+
+@router.head("/boxes/{box_id}", status_code=204)
+async def box_exists(box_id: Segment, service: ServiceDep) -> Response:
+    """Whether a box exists."""
+    await service.box(box_id)
+    return Response(status_code=204)
+
+
+@router.delete("/boxes/{box_id}", status_code=204)
+async def remove_box(box_id: Segment, service: ServiceDep, force: Flag = False) -> Response:
+    """Remove a box and all that it held. One that runs needs `force`."""
+    await service.remove(await service.box(box_id), force=force)
+    return Response(status_code=204)
+
+
+@router.post("/boxes/{box_id}/start")
+async def start_box(box_id: Segment, service: ServiceDep) -> BoxView:
+    """Start a box and its main command. Nothing happens when it runs."""
+    box = await service.box(box_id)
+    await service.start(box)
+    return views.box(service, await box.info())
+
+
+@router.post("/boxes/{box_id}/stop")
+async def stop_box(box_id: Segment, service: ServiceDep, body: StopRequest | None = None) -> BoxView:
+    """Stop a box; its files stay. Nothing happens when it does not run."""
+    box = await service.box(box_id)
+    ran = (await box.info()).state is BoxState.RUNNING
+    await box.stop(timeout=(body or StopRequest()).timeout_seconds)
+    service.counters.stopped += ran
+    service.touch(box.id)
+    service.settle(box.id)
+    service.executions.box_ended(box.id)
+    return views.box(service, await box.info())
+
+
+@router.get("/boxes/{box_id}/metrics")
+async def box_metrics(box_id: Segment, service: ServiceDep) -> BoxMetrics:
+    """What a box has done since its start, and what it uses."""
+    box = await service.box(box_id)
+    try:
+        stats = await box.stats()
+    except (StoppedError, InvalidStateError):
+        stats = BoxStats()
+        service.cpu.pop(box.id, None)
+    timing = service.timings.get(box.id)
+    return BoxMetrics(
+        commands_executed_total=stats.commands_started,
+        exec_errors_total=stats.commands_failed,
+        bytes_sent_total=stats.input_bytes,
+        bytes_received_total=stats.output_bytes,
+        cpu_percent=_cpu_percent(service, box.id, stats),
+        memory_bytes=stats.memory_bytes,
+        boot_timing=BootTiming(total_create_ms=timing.create, container_init_ms=timing.start) if timing else None,
+    )
+
+
+def _cpu_percent(service: Service, box_id: str, stats: BoxStats) -> float | None:
+    """Of one processor, since the last look (the first time: since the start)."""
+    if stats.cpu_seconds is None:
+        return None
+    now = time.monotonic()
+    before, used = service.cpu.get(box_id, (now - stats.uptime_seconds, 0.0))
+    service.cpu[box_id] = (now, stats.cpu_seconds)
+    span = now - before
+    return round(100 * max(0.0, stats.cpu_seconds - used) / span, 2) if span > 0 else 0.0
+
+
+async def _spec(service: Service, body: CreateBox) -> BoxSpec:
+    """Check what the types do not tell, and translate. Raises `InvalidArgumentError` and `UnsupportedError`."""
+    if body.rootfs_path is not None:
+        raise UnsupportedError("rootfs_path: folders of the server's machine cannot be used over this interface")
+    if body.secrets:
+        raise UnsupportedError(f"secrets: {_NO_NETWORK}, so there is no request to put a secret into")
+    if body.advanced is not None and body.advanced.capabilities is not None:
+        raise UnsupportedError("advanced.capabilities: this server does not change the capabilities of boxes")
+    _check_network(body.network)
+    policy.check_labels(body.labels)
+    rules = Policy(
+        auto_stop=policy.check_seconds("auto_stop", body.auto_stop, service.settings.auto_stop),
+        auto_delete=policy.check_seconds("auto_delete", body.auto_delete, service.settings.auto_delete),
+        auto_resume=body.auto_resume is not False,
+    )
+    has_main = body.cmd is not None or body.entrypoint is not None
+    return BoxSpec(
+        image=body.image or DEFAULT_IMAGE,
+        name=body.name,
+        command=None if body.cmd is None else tuple(body.cmd),
+        entrypoint=None if body.entrypoint is None else tuple(body.entrypoint),
+        env=body.env,
+        workdir=body.working_dir,
+        user=body.user,
+        labels={**body.labels, **policy.to_labels(rules)},
+        limits=Limits(cpus=body.cpus, memory_mib=body.memory_mib, disk_gb=body.disk_size_gb),
+        mounts=tuple([await _mount(service, volume) for volume in body.volumes]),
+        # Only who says so gets back a box that was stopped on request; after the idle policy it is the rule.
+        auto_resume=body.auto_resume is True,
+        detach=True,
+        tty=body.tty,
+        # Clients attach to a main command to type as well.
+        open_stdin=has_main,
+    )
+
+
+async def _mount(service: Service, volume: VolumeMount) -> Mount:
+    if volume.host_path is not None:
+        raise UnsupportedError("volumes: folders of the server's machine cannot be mounted over this interface")
+    if volume.managed_volume is None:
+        raise InvalidArgumentError("volumes: managed_volume is missing")
+    found = await find_volume(service, volume.managed_volume)
+    return Mount(target=volume.guest_path, volume=found, read_only=volume.read_only)
+
+
+async def find_volume(service: Service, key: str) -> str:
+    """Return the name of the volume that has this id or name. Raises `NotFoundError`."""
+    for info in await service.backend.volumes.list():
+        if key in (info.id, info.name):
+            return info.name
+    return (await service.backend.volumes.get(key)).name
+
+
+def _check_network(network: NetworkRequest | None) -> None:
+    """`enabled` is what clients say that have no wish; the box tells that there is none."""
+    if network is None:
+        return
+    flat = network.mode is not None or network.allow_net is not None
+    if flat and (network.outbound is not None or network.inbound is not None):
+        raise InvalidArgumentError("network: give either mode and allow_net, or outbound and inbound, not both")
+    outbound = network.outbound or NetworkRule(mode=network.mode or "enabled", allow_net=network.allow_net or [])
+    if outbound.allow_net:
+        raise UnsupportedError(f"network.outbound.allow_net: {_NO_NETWORK}")
+    if network.inbound is not None and network.inbound.allow_net:
+        raise InvalidArgumentError("network.inbound.allow_net: there is no such list for inbound connections")
+    if network.inbound is not None and network.inbound.mode == "enabled":
+        raise UnsupportedError(f"network.inbound: {_NO_NETWORK}")
+
+
+def _order(info: BoxInfo) -> tuple[float, str]:
+    return info.created_at, info.id
+
+
+def _token(info: BoxInfo) -> str:
+    return base64.urlsafe_b64encode(f"{info.created_at!r} {info.id}".encode()).decode()
+
+
+def _read_token(token: str) -> tuple[float, str]:
+    try:
+        created, _, box_id = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii").partition(" ")
+        return float(created), box_id
+    except (binascii.Error, ValueError):
+        raise InvalidArgumentError("pageToken: it is not one that this server has given") from None

@@ -1,0 +1,87 @@
+"""Running a server in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+import anyio
+import uvicorn
+
+from hutch.errors import ConfigError
+from hutch.server.app import make_app
+from hutch.server.wire import BoundedHttp, Limits, ReceiptedWebSocket
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi import FastAPI
+
+    from hutch.sdk.base import Runtime
+    from hutch.server.settings import ServerSettings
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with the signals left to the caller."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        """Stop in an orderly way; called again: without waiting for anybody."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def make_server(app: FastAPI, settings: ServerSettings) -> Server:
+    """Return a server for the application; ``serve(sockets=[…])`` runs it."""
+    config = uvicorn.Config(
+        app,
+        http=BoundedHttp,
+        ws=ReceiptedWebSocket,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+        ws_max_size=settings.max_frame_bytes,
+        ws_ping_interval=settings.heartbeat_seconds,
+        ws_ping_timeout=settings.silence_seconds,
+        ws_per_message_deflate=False,
+    )
+    config.hutch_limits = Limits(  # type: ignore[attr-defined]  # travels with the configuration
+        max_header_bytes=settings.max_header_bytes, header_seconds=settings.header_seconds
+    )
+    return Server(config)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind and return the socket. Raises `ConfigError`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"the address {host!r} cannot be used: {error.strerror or error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return listener
+
+
+async def serve(backend: Runtime, settings: ServerSettings, listener: socket.socket) -> None:
+    """Serve until cancelled; then end in an orderly way. For callers that do not handle signals themselves."""
+    server = make_server(make_app(backend, settings), settings)
+    try:
+        await server.serve(sockets=[listener])
+    except anyio.get_cancelled_exc_class():
+        server.stop()
+        raise

@@ -1,0 +1,79 @@
+"""Discovery, identity, health, counters."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from hutch import __version__
+from hutch.errors import UnsupportedError
+from hutch.server.http import ERRORS, Segment, ServiceDep
+from hutch.server.models import Capabilities, ConfigView, Health, Me, NetworkRule, RuntimeMetrics
+from hutch.types import BoxState
+
+router = APIRouter(responses=ERRORS)
+
+
+@router.get("/health", tags=["system"])
+@router.get("/v1/health", tags=["system"])
+async def health() -> Health:
+    """Whether the server answers. Needs no key."""
+    return Health(version=__version__)
+
+
+@router.get("/v1/config", tags=["system"])
+async def config(service: ServiceDep) -> ConfigView:
+    """What this server can do. Needs no key."""
+    settings = service.settings
+    return ConfigView(
+        version=__version__,
+        capabilities=Capabilities(),
+        defaults={"auto_stop": settings.auto_stop, "auto_delete": settings.auto_delete},
+        limits={
+            "max_cpus": 32,
+            "max_memory_mib": 65536,
+            "max_disk_size_gb": 1024,
+            "exec_timeout_max_seconds": int(settings.max_exec_timeout or 0),
+            "file_transfer_max_bytes": settings.max_transfer_bytes,
+            "idempotency_key_lifetime": int(settings.idempotency_seconds),
+        },
+    )
+
+
+@router.get("/v1/me", tags=["system"])
+async def me(request: Request, service: ServiceDep) -> Me:
+    """Whose key this is, and what it may do."""
+    principal = request.scope["hutch.principal"]
+    scopes = ["read"] if principal == "read" else ["read", "write"]
+    return Me(sub=f"key:{principal}", scopes=scopes, path_prefix=service.settings.path_prefix.strip("/") or None)
+
+
+@router.get("/v1/metrics", tags=["system"])
+async def metrics(service: ServiceDep) -> RuntimeMetrics:
+    """What this server has done since its start."""
+    counters = service.counters
+    return RuntimeMetrics(
+        boxes_created_total=counters.created,
+        boxes_failed_total=counters.failed,
+        boxes_stopped_total=counters.stopped,
+        num_running_boxes=sum(info.state is BoxState.RUNNING for info in await service.backend.list()),
+        total_commands_executed=counters.commands,
+        total_exec_errors=counters.exec_errors,
+    )
+
+
+@router.put("/v1/boxes/{box_id}/network/inbound", status_code=204, tags=["network"])
+@router.put("/v1/boxes/{box_id}/network/outbound", status_code=204, tags=["network"])
+async def update_network(box_id: Segment, body: NetworkRule, service: ServiceDep) -> Response:
+    """Change the network of a box. Boxes have none yet: only `disabled` can be had."""
+    await service.box(box_id)
+    if body.mode == "enabled" or body.allow_net:
+        raise UnsupportedError("network: boxes of this server have no network yet")
+    return Response(status_code=204)
+
+
+@router.post("/v1/boxes/{box_id}/network/tunnel", tags=["network"])
+@router.delete("/v1/boxes/{box_id}/network/tunnel", status_code=204, tags=["network"])
+async def tunnel(box_id: Segment, service: ServiceDep, port: int) -> Response:
+    """Tunnels to ports of a box. Not supported yet."""
+    await service.box(box_id)
+    raise UnsupportedError("network: boxes of this server have no network yet, so there is no port to reach")

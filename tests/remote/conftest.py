@@ -1,0 +1,46 @@
+"""Fixtures: the same names as those of the embedded runtime, but there is a server process in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hutch.sdk.remote import RemoteRuntime
+from tests.runtime.conftest import IMAGE, home, images
+from tests.remote.processes import Process
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from hutch.sdk.remote_box import RemoteBox
+
+__all__ = ["home", "images"]
+
+TOKEN = "a-token-for-tests"
+SERVER = Path(__file__).with_name("server.py")
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[Process]:
+    """A server process over the fresh home."""
+    with Process(SERVER, str(home), "{port}", TOKEN) as process:
+        yield process
+
+
+@pytest.fixture
+async def runtime(server: Process) -> AsyncIterator[RemoteRuntime]:
+    """The server's runtime. Nothing of its boxes is left afterwards."""
+    async with RemoteRuntime(server.url, TOKEN) as runtime:
+        yield runtime
+        for info in await runtime.list():
+            await runtime.remove(info.id, force=True)
+
+
+@pytest.fixture
+async def box(runtime: RemoteRuntime) -> RemoteBox:
+    """A running box."""
+    box = await runtime.create(IMAGE)
+    await box.start()
+    return box
