@@ -47,7 +47,7 @@ bench: .venv/ready ## measure, next to the alternatives; writes bench/results/
 	$(BIN)/python -m bench
 
 lock: .venv/ready ## renew the locked dependencies
-	for name in runtime dev; do $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+	for name in runtime server dev; do $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-header --no-annotate requirements/$$name.in -o requirements/$$name.txt; done
 
 clean:

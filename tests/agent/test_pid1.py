@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .client import MAIN, WATCH, Client, Kind, shell
+from .client import MAIN, WATCH, Client, Kind, shell, start_payload
 from .support import Agent, running_agent, wait_for
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def test_signals_from_inside_do_nothing(client: Client) -> None:
 
 def test_the_agent_is_closed_to_its_own_user(client: Client) -> None:
     """Not dumpable: a process with the same user and capabilities reads another one like itself, but not the agent."""
-    other = client.start("other", ["sleep", "30"]).u32()
+    other = client.start("other", start_payload(["sleep", "30"])).u32()
     look = "cat /proc/$pid/environ | wc -c; readlink /proc/$pid/fd/0; head -c0 /proc/$pid/mem && echo mem"
     seen = client.run("a", shell(f"for pid in {other} 1; do {look}; done"))
     assert seen.stdout.split() == [b"30", b"/dev/null", b"mem", b"0"]

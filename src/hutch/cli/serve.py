@@ -25,7 +25,8 @@ async def serve(session: Session, args: Arguments) -> int:
             "machine only; give a key with --api-key or HUTCH_API_KEY"
         )
     try:
-        from hutch.server.serve import listen, make_app, make_server
+        from hutch.server.app import make_app
+        from hutch.server.serve import listen, make_server
         from hutch.server.settings import ServerSettings
     except ImportError as error:
         raise ConfigError(

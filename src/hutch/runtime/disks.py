@@ -8,6 +8,7 @@ box and no snapshot names them.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from hutch.runtime.home import Home
     from hutch.state import BoxRecord, Store
 
+log = logging.getLogger("hutch.runtime")
+
 _LOCK_SECONDS = 60.0
+_DELETE_PAUSES = (0.01, 0.05, 0.2, 0.0)
 
 
 class Disks:
@@ -113,8 +117,18 @@ class Disks:
                 named = {disk for record in self._store.list_boxes() for disk in record.disks}
                 named |= {disk for record in self._store.list_snapshots() for disk in record.disks}
                 for name in names - named:
-                    with contextlib.suppress(HutchError):
-                        await self._engine.remove_tree(self._home.disk(name))
+                    await self._delete(name)
+
+    async def _delete(self, name: str) -> None:
+        # The copier of a process that was killed dies with it, but not at once: it may still add a file.
+        for pause in _DELETE_PAUSES:
+            try:
+                await self._engine.remove_tree(self._home.disk(name))
+            except HutchError as error:
+                log.warning("the layer %s cannot be deleted yet: %s", name, error)
+                await anyio.sleep(pause)
+            else:
+                return
 
     def _saved(
         self, record: BoxRecord, *, disks: tuple[str, ...] | None = None, reset_upper: bool = False

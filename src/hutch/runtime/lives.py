@@ -107,6 +107,14 @@ class Lives:
         async with self.holding(box_id) as current:
             return current
 
+    async def resume_forsaken(self, box_id: str) -> None:
+        """Set a frozen box going again, if the process that froze it has died: then nobody holds the box.
+
+        Raises `DeadlineError` when somebody does.
+        """
+        async with locked(self._home.lock(box_id), timeout=0):
+            await self._observed(self.record(box_id))
+
     # Start and stop.
 
     async def start(self, box_id: str) -> None:
@@ -280,6 +288,8 @@ class Lives:
         if record.state in ALIVE:
             return
         directory.mkdir(mode=0o711, exist_ok=True)
+        if self._engine.observe(directory).running:  # whoever started it was killed before recording that
+            await self._engine.kill(directory)
         before = record = await self._disks.settle(record)
         plan = self._plan(record, directory)
         for name in ("exit", "main.log.0", "main.log.1"):

@@ -298,8 +298,10 @@ class LocalRuntime:
     async def recover(self) -> None:
         """Bring the home to order after processes that died: mark boxes that are gone, remove what nobody owns."""
         for record in self.store.list_boxes(*ALIVE):
-            if not self.engine.observe(self.home.box(record.id)).running:
-                with contextlib.suppress(HutchError):
+            with contextlib.suppress(HutchError):
+                if record.state is BoxState.PAUSED:
+                    await self.lives.resume_forsaken(record.id)
+                elif not self.engine.observe(self.home.box(record.id)).running:
                     await self.lives.refresh(record.id)
         for record in self.store.list_boxes_to_remove():
             if _forsaken(record):

@@ -487,7 +487,9 @@ class RemoteBox:
             await anyio.sleep(pause)
             try:
                 return await self.signal_execution(exec_id, 9)
-            except NotFoundError:
-                continue
-            except HutchError:
+            except InvalidStateError as error:
+                print("DEBUG", error)
                 return
+            except HutchError as error:
+                print("DEBUG", repr(error))
+                continue

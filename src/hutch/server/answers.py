@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -88,6 +89,8 @@ def route(method: str, path: str, handler: Handler, *, upload: bool = False, las
             return await _answer(request, call, task, lasting=lasting)
         except HutchError as error:
             return Response(dumps(error_body(error)), error.status, media_type="application/json")
+        except ClientDisconnect:
+            return Response(status_code=400)  # for nobody
         finally:
             if not started:
                 _remove(folder)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from hutch.errors import InvalidArgumentError
+from hutch.server.doors import tar_files
 from hutch.server.envelope import PayloadTooLargeError
 from hutch.server.http import ERRORS, Segment, ServiceDep
 
@@ -49,7 +50,7 @@ async def put_files(
                 raise PayloadTooLargeError(f"the archive is larger than the limit of {limit} bytes")
             yield piece
 
-    await box.files.put_tar(pieces(), path, is_directory=source_is_dir == "true")
+    await tar_files(box).put_tar(pieces(), path, is_directory=source_is_dir == "true")
     service.touch(box.id)
     return Response(status_code=204)
 
@@ -72,5 +73,5 @@ async def get_files(box_id: Segment, service: ServiceDep, path: BoxPath) -> Stre
     box = await service.box_for_use(box_id)
     is_directory = (await box.files.stat(path)).type == "directory"
     return StreamingResponse(
-        box.files.get_tar(path), media_type=_TAR, headers={SOURCE_IS_DIR: "true" if is_directory else "false"}
+        tar_files(box).get_tar(path), media_type=_TAR, headers={SOURCE_IS_DIR: "true" if is_directory else "false"}
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastapi import APIRouter, Response
 
-from hutch.errors import NotFoundError, UnsupportedError
+from hutch.core import ociref
+from hutch.errors import InvalidArgumentError, NotFoundError, UnsupportedError
 from hutch.server import views
 from hutch.server.http import ERRORS, Segment, ServiceDep
 from hutch.server.models import (
@@ -16,6 +19,10 @@ from hutch.server.models import (
     RegistryRequest,
     RegistryView,
 )
+
+if TYPE_CHECKING:
+    from hutch.server.service import Service
+    from hutch.types import ImageInfo
 
 router = APIRouter(prefix="/v1/images", tags=["images"], responses=ERRORS)
 
@@ -55,35 +62,66 @@ async def remove_registry(registry_id: Segment, service: ServiceDep) -> Response
 
 @router.get("/{name}")
 async def get_image(name: Segment, service: ServiceDep) -> ImageDetail:
-    """Find an image by name or digest; a slash in the name is sent as `%2F`."""
-    return views.image(name, await service.backend.images.get(name))
+    """Find an image by its name (with all its tags), a full reference or a digest; a slash is sent as `%2F`."""
+    return views.image(name, await _versions(service, name))
 
 
 @router.delete("/{name}", status_code=204)
 async def remove_image(name: Segment, service: ServiceDep) -> Response:
-    """Remove a name, and the image with its last one."""
-    await service.backend.images.remove(name)
+    """Remove an image: all tags of a name, or what a full reference or a digest means."""
+    tags = [
+        reference
+        for info in await service.backend.images.list()
+        for reference in info.references
+        if _repository(reference) == _repository(name) and _bare(name)
+    ]
+    for reference in tags or [name]:
+        await service.backend.images.remove(reference)
     return Response(status_code=204)
 
 
 @router.post("/{name}/aliases", status_code=201)
 async def create_alias(name: Segment, body: AliasRequest, service: ServiceDep) -> ImageDetail:
     """Give a version of an image another tag. Supported only where it has that tag already."""
-    info = await service.backend.images.get(name)
-    detail = views.image(name, info)
-    if body.digest not in (info.digest, info.manifest_digest):
+    infos = await _versions(service, name)
+    chosen = [info for info in infos if body.digest in (info.digest, info.manifest_digest)]
+    if not chosen:
         raise NotFoundError(f"image {name!r:.100} has no version {body.digest}")
-    if body.alias not in detail.aliases:
+    if body.alias not in views.image(name, chosen).aliases:
         raise UnsupportedError("aliases: this server cannot give an image another tag yet; pull it under that tag")
-    return detail
+    return views.image(name, infos)
 
 
 @router.delete("/{name}/aliases/{alias}", status_code=204)
 async def remove_alias(name: Segment, alias: Segment, service: ServiceDep) -> Response:
     """Remove a tag of an image, and the image with its last one."""
-    info = await service.backend.images.get(name)
-    for reference in info.references:
-        if views.split_reference(reference)[1] == alias:
+    for reference in (reference for info in await _versions(service, name) for reference in info.references):
+        if views.split_reference(reference)[1] == alias and _repository(reference) == _repository(name):
             await service.backend.images.remove(reference)
             return Response(status_code=204)
     raise NotFoundError(f"image {name!r:.100} has no alias {alias!r:.100}")
+
+
+async def _versions(service: Service, name: str) -> list[ImageInfo]:
+    """The images that have the name with any tag; else the one that it means as a reference. Raises `NotFoundError`."""
+    if _bare(name):
+        found = [
+            info
+            for info in await service.backend.images.list()
+            if any(_repository(reference) == _repository(name) for reference in info.references)
+        ]
+        if found:
+            return found
+    return [await service.backend.images.get(name)]
+
+
+def _bare(name: str) -> bool:
+    return "@" not in name and ":" not in name.rpartition("/")[2]
+
+
+def _repository(reference: str) -> str:
+    try:
+        parsed = ociref.parse(reference)
+    except InvalidArgumentError:
+        return reference
+    return f"{parsed.domain}/{parsed.path}"

@@ -6,11 +6,9 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING
 
-import anyio
 import uvicorn
 
 from hutch.errors import ConfigError
-from hutch.server.app import make_app
 from hutch.server.wire import BoundedHttp, Limits, ReceiptedWebSocket
 
 if TYPE_CHECKING:
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-    from hutch.sdk.base import Runtime
     from hutch.server.settings import ServerSettings
 
 
@@ -75,13 +72,3 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener
-
-
-async def serve(backend: Runtime, settings: ServerSettings, listener: socket.socket) -> None:
-    """Serve until cancelled; then end in an orderly way. For callers that do not handle signals themselves."""
-    server = make_server(make_app(backend, settings), settings)
-    try:
-        await server.serve(sockets=[listener])
-    except anyio.get_cancelled_exc_class():
-        server.stop()
-        raise

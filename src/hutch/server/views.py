@@ -18,13 +18,19 @@ from hutch.server.models import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hutch.server.service import Service
     from hutch.types import BoxInfo, ImageInfo, SnapshotInfo, VolumeInfo
 
 
+# The end of the year 9999.
+_LAST = 253_402_300_799.0
+
+
 def moment(seconds: float) -> str:
-    """RFC 3339, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    """RFC 3339, in UTC. A time that an image claims may be any number."""
+    return datetime.fromtimestamp(min(max(seconds, 0.0), _LAST), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def maybe_moment(seconds: float | None) -> str | None:
@@ -104,14 +110,16 @@ def image_rows(info: ImageInfo) -> list[ImageRow]:
     return rows
 
 
-def image(name: str, info: ImageInfo) -> ImageDetail:
-    """An image in detail."""
-    aliases = [split_reference(reference)[1] for reference in info.references]
-    version = ImageVersion(
-        digest=info.digest,
-        source_ref=info.references[0] if info.references else info.digest,
-        recorded_at=moment(info.created_at),
-        aliases=aliases,
-        size_bytes=info.size,
-    )
-    return ImageDetail(name=name, aliases=aliases, versions=[version])
+def image(name: str, infos: Sequence[ImageInfo]) -> ImageDetail:
+    """An image in detail: all the states that are here."""
+    versions = [
+        ImageVersion(
+            digest=info.digest,
+            source_ref=info.references[0] if info.references else info.digest,
+            recorded_at=moment(info.created_at),
+            aliases=[split_reference(reference)[1] for reference in info.references],
+            size_bytes=info.size,
+        )
+        for info in infos
+    ]
+    return ImageDetail(name=name, aliases=[alias for version in versions for alias in version.aliases], versions=versions)

@@ -189,7 +189,7 @@ class ReceiptedWebSocket(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope["extensions"][RECEIPTS] = self.receipts  # type: ignore[index,assignment]  # it is ours
+            self.scope["extensions"][RECEIPTS] = self.receipts  # type: ignore[assignment]  # it is ours
 
     def handle_pong(self, event: Frame) -> None:
         payload = bytes(event.data)

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 IMAGE = "disk.img"
 GB = 1 << 30
 _SEED = ".seed"
-_COPY = ("cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--")
+# The copy ends with the process that wants it: nobody would take its result.
+_COPY = ("setpriv", "--pdeathsig", "KILL", "cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--")
 
 
 async def prepare(directory: Path, disk_gb: int | None, ids: mapping.Mapping) -> None:
