@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hutch.sdk.remote import RemoteRuntime
-from tests.runtime.conftest import IMAGE, home, images
 from tests.remote.processes import Process
+from tests.runtime.conftest import IMAGE, home, images
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import pytest
 
-from tests.runtime import test_box_copies, test_box_files, test_box_life, test_exec_ending, test_exec_flow
-from tests.runtime import test_exec_losing, test_exec_waiting
+from tests.runtime import (
+    test_box_copies,
+    test_box_files,
+    test_box_life,
+    test_exec_ending,
+    test_exec_flow,
+    test_exec_losing,
+    test_exec_waiting,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 

@@ -17,6 +17,6 @@ def agent_path() -> Path:
     path = Path(override) if override else Path(__file__).parent.parent / "_bin" / "box-agent"
     if not os.access(path, os.X_OK):
         raise EngineError(
-            f"the agent program {path} is missing or not executable; install the wheel, or build it with `make -C agent`"
+            f"the agent program {path} is missing or not executable; install the wheel, or run `make -C agent`"
         )
     return path

@@ -53,8 +53,8 @@ def sync_directory(path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, *, timeout: float, shared: bool = False) -> AsyncIterator[None]:
-    """Hold a lock between processes and tasks (flock(2) on ``path``, which is made when absent and stays). ``timeout``
-    in seconds.
+    """Hold a lock between processes and tasks (flock(2) on ``path``, which is made when absent and stays).
+    ``timeout`` in seconds.
 
     Raises `DeadlineError` when others hold it for too long, `StorageError`.
     """

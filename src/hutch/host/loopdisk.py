@@ -18,8 +18,8 @@ _GET_FREE = 0x4C82
 _GET_STATUS = 0x4C05
 _STATUS_SIZE = 232
 _MKFS = "mkfs.ext4"
-# A journal, because a box's files survive a power cut; small, because the box pays for it. Reserved blocks and room to
-# grow are of no use here. One inode for 8 KiB: boxes hold many small files.
+# A journal, because a box's files survive a power cut; small, because the box pays for it. Reserved blocks and room
+# to grow are of no use here. One inode for 8 KiB: boxes hold many small files.
 _OPTIONS = (
     *("-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "8192", "-m", "0", "-J", "size=16"),
     *("-O", "^resize_inode", "-e", "remount-ro", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1"),
@@ -71,8 +71,8 @@ async def make(image: Path, size: int, contents: Path) -> None:
 
 
 async def repair(image: Path) -> None:
-    """Check a file system in which the kernel has met errors, e.g. because the host's disk was full. Its file must not
-    be attached. Nothing happens to a sound one.
+    """Check a file system in which the kernel has met errors, e.g. because the host's disk was full. Its file must
+    not be attached. Nothing happens to a sound one.
 
     Raises `StorageError` when it cannot be repaired without loss.
     """

@@ -74,7 +74,8 @@ def current() -> Mapping:
 
 
 def _host_ids_reach(limit: int) -> bool:
-    """Whether this user namespace has all ids below ``limit`` (the host's own has; one inside a container may not)."""
+    """Whether this user namespace has all ids below ``limit`` (the host's own has; one inside a container may
+    not)."""
     for line in Path("/proc/self/uid_map").read_text().splitlines():
         inside, _, count = (int(word) for word in line.split())
         if inside == 0 and count >= limit:

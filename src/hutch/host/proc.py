@@ -91,8 +91,8 @@ async def ended(pidfd: int, timeout: float) -> bool:
 
 
 async def poll_until(condition: Callable[[], bool], timeout: float) -> bool:
-    """Wait for something that gives no event, asking at growing intervals (1 … 50 ms). Returns whether it came true in
-    time."""
+    """Wait for something that gives no event, asking at growing intervals (1 … 50 ms). Returns whether it came true
+    in time."""
     deadline = time.monotonic() + timeout
     pause = 0.001
     while not condition():

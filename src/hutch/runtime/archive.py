@@ -213,7 +213,9 @@ def _manifest(path: Path, archive: tarfile.TarFile) -> Manifest:
     if manifest.format != FORMAT:
         raise InvalidArgumentError(f"the archive {path} has format {manifest.format}; this version reads {FORMAT}")
     if manifest.signed() != manifest:
-        raise InvalidArgumentError(f"the archive {path} is damaged or was tampered with: its manifest has another digest")
+        raise InvalidArgumentError(
+            f"the archive {path} is damaged or was tampered with: its manifest has another digest"
+        )
     if not 1 <= len(manifest.layers) <= MAX_LAYERS:
         raise InvalidArgumentError(f"the archive {path} has {len(manifest.layers)} layers")
     box = manifest.box

@@ -146,8 +146,8 @@ class LocalExecution:
         return self._result
 
     async def wait_with_agent(self) -> Result:
-        """`wait`, for a caller who alone could end the command: raises `UpstreamUnavailableError` when the agent, which
-        enforces the command's own timeout, does not answer any more."""
+        """`wait`, for a caller who alone could end the command: raises `UpstreamUnavailableError` when the agent,
+        which enforces the command's own timeout, does not answer any more."""
         while True:
             try:
                 return await self.wait(_SILENCE)

@@ -114,8 +114,8 @@ class Consumer:
 class Pump:
     """Feeds a sink from a task of its own, so that a slow sink holds back its own stream and nothing else.
 
-    The first error of the sink is kept in ``error``; from then on the stream is read and thrown away. ``lock`` is held
-    while the sink is called: the pumps of one sink share it.
+    The first error of the sink is kept in ``error``; from then on the stream is read and thrown away. ``lock`` is
+    held while the sink is called: the pumps of one sink share it.
     """
 
     def __init__(

@@ -30,7 +30,8 @@ _LAST = 253_402_300_799.0
 
 def moment(seconds: float) -> str:
     """RFC 3339, in UTC. A time that an image claims may be any number."""
-    return datetime.fromtimestamp(min(max(seconds, 0.0), _LAST), UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    time = datetime.fromtimestamp(min(max(seconds, 0.0), _LAST), UTC)
+    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def maybe_moment(seconds: float | None) -> str | None:
@@ -122,4 +123,5 @@ def image(name: str, infos: Sequence[ImageInfo]) -> ImageDetail:
         )
         for info in infos
     ]
-    return ImageDetail(name=name, aliases=[alias for version in versions for alias in version.aliases], versions=versions)
+    aliases = [alias for version in versions for alias in version.aliases]
+    return ImageDetail(name=name, aliases=aliases, versions=versions)

@@ -1,0 +1,288 @@
+"""Plain HTTP: envelopes, validation, keys, paths."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import httpx2
+import pytest
+
+from tests.server.conftest import IMAGE, KEY, READ_KEY, Served, make_home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+
+
+def check_error(answer: httpx2.Response, status: int, code: str, *words: str) -> dict[str, Any]:
+    """The answer is the envelope, with this status and code and these words in its message."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "code", "request_id"}
+    error: dict[str, Any] = body["error"]
+    assert error["code"] == code, error
+    assert error["request_id"] == answer.headers["x-request-id"]
+    for word in words:
+        assert word in error["message"], error
+    return error
+
+
+def test_every_error_has_the_envelope(http: httpx2.Client) -> None:
+    check_error(http.get("/nothing"), 404, "not_found", "/nothing")
+    check_error(http.get("/v1/boxes/absent"), 404, "not_found", "absent")
+    check_error(http.get("/v1/boxes/"), 404, "not_found")
+    check_error(http.put("/v1/boxes"), 405, "invalid_argument", "PUT")
+    check_error(http.post("/v1/boxes", content=b"{"), 400, "invalid_argument")
+    check_error(http.post("/v1/boxes", json=[]), 400, "invalid_argument")
+    check_error(http.post("/v1/boxes", json={"image": "x" * (2 << 20)}), 413, "resource_exhausted")
+    check_error(http.post("/v1/boxes/a%2Fb%00/start"), 404, "not_found")
+    check_error(http.get("/v1/boxes/x/executions/y/attach"), 400, "invalid_argument", "WebSocket")
+    check_error(http.delete("/v1/images/registries/x"), 404, "not_found")
+
+
+def test_request_ids(http: httpx2.Client) -> None:
+    assert http.get("/health", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    first, second = (http.get("/health", headers={"X-Request-Id": "no good"}).headers["x-request-id"] for _ in "ab")
+    assert first != second and "no good" not in (first, second)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cpus", 0),
+        ("cpus", 33),
+        ("cpus", "2"),
+        ("cpus", 1.5),
+        ("cpus", True),
+        ("memory_mib", 127),
+        ("memory_mib", 65537),
+        ("disk_size_gb", 0),
+        ("disk_size_gb", 1025),
+        ("auto_stop", 59),
+        ("auto_stop", -1),
+        ("auto_delete", 1),
+        ("name", ""),
+        ("name", "-a"),
+        ("name", "a/b"),
+        ("name", "x" * 129),
+        ("env", {"A": 1}),
+        ("env", {"A=B": "x"}),
+        ("env", ["A=1"]),
+        ("cmd", "sh"),
+        ("labels", {"hutch.server/auto-stop": "0"}),
+        ("image", ""),
+        ("working_dir", "relative"),
+        ("auto_remove", True),
+        ("security", "off"),
+        ("network", {"mode": "maybe"}),
+        ("network", {"mode": "enabled", "outbound": {"mode": "enabled"}}),
+        ("network", {"mode": "enabled", "allow_net": ["10.0.0.1"]}),
+        ("network", {"outbound": {"mode": "enabled"}, "inbound": {"mode": "enabled"}}),
+        ("volumes", [{"host_path": "/etc/shadow-ish", "guest_path": "/x"}]),
+        ("rootfs_path", "/etc/shadow-ish"),
+        ("secrets", [{"name": "a", "value": "b"}]),
+        ("advanced", {"capabilities": {"add": ["ALL"]}}),
+        ("tty", "yes"),
+    ],
+)
+def test_a_wrong_field_is_named_and_nothing_is_made(http: httpx2.Client, field: str, value: object) -> None:
+    before = http.get("/v1/boxes").json()
+    answer = http.post("/v1/boxes", json={"image": IMAGE, field: value})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["code"] in ("invalid_argument", "unsupported")
+    assert field.replace("working_dir", "workdir").replace("env", "environment" if value == {"A=B": "x"} else "env") in (
+        error["message"]
+    ), error
+    assert "shadow" not in error["message"]
+    assert http.get("/v1/boxes").json() == before
+
+
+def test_what_clients_always_send_is_taken(http: httpx2.Client) -> None:
+    body = {"image": IMAGE, "network": {"mode": "enabled"}, "detach": False, "auto_stop": 0, "labels": {"a": "b"}}
+    made = http.post("/v1/boxes", json=body)
+    assert made.status_code == 201
+    box = made.json()
+    assert box["labels"] == {"a": "b"} and box["auto_stop"] == 0 and box["auto_delete"] == 0
+    assert box["network"]["outbound"]["mode"] == "disabled"
+    assert http.head(f"/v1/boxes/{box['box_id']}").status_code == 204
+    assert http.delete(f"/v1/boxes/{box['box_id']}").status_code == 204
+    assert http.head(f"/v1/boxes/{box['box_id']}").status_code == 404
+
+
+def test_paging_for_those_who_ask(http: httpx2.Client) -> None:
+    made = {http.post("/v1/boxes", json={"image": IMAGE}).json()["box_id"] for _ in range(3)}
+    everything = [box["box_id"] for box in http.get("/v1/boxes").json()["boxes"]]
+    assert made <= set(everything)
+    paged: list[str] = []
+    token = None
+    while True:
+        params = {"pageSize": "2"} | ({"pageToken": token} if token else {})
+        page = http.get("/v1/boxes", params=params).json()
+        assert 1 <= len(page["boxes"]) <= 2
+        paged += [box["box_id"] for box in page["boxes"]]
+        if not (token := page["next_page_token"]):
+            break
+    assert paged == everything
+    check_error(http.get("/v1/boxes", params={"pageSize": 0}), 400, "invalid_argument", "pageSize")
+    check_error(http.get("/v1/boxes", params={"pageToken": "junk"}), 400, "invalid_argument", "pageToken")
+    for box_id in made:
+        http.delete(f"/v1/boxes/{box_id}")
+
+
+def test_a_slash_in_a_name_does_not_separate(http: httpx2.Client, box: str) -> None:
+    name = quote("docker.io/library/busybox", safe="")
+    assert http.get(f"/v1/images/{name}").json()["aliases"] == ["test"]
+    check_error(http.get(f"/v1/images/{name}/aliases"), 404, "not_found")
+    check_error(http.delete(f"/v1/images/{name}/aliases/absent"), 404, "not_found", "absent")
+    check_error(http.post(f"/v1/boxes/{box}/snapshots/{quote('a/b', safe='')}/restore"), 404, "not_found", "a/b")
+
+
+def test_an_exact_id_is_needed(http: httpx2.Client, box: str) -> None:
+    check_error(http.get(f"/v1/boxes/{box[:6]}"), 404, "not_found")
+    check_error(http.delete(f"/v1/boxes/{box[:6]}?force=true"), 404, "not_found")
+
+
+def test_executions_over_http(http: httpx2.Client, box: str) -> None:
+    base = f"/v1/boxes/{box}"
+    started = http.post(f"{base}/exec", json={"command": "sleep", "args": ["60"]})
+    assert started.status_code == 201
+    one = f"{base}/executions/{started.json()['execution_id']}"
+    seen = http.get(one).json()
+    assert (seen["status"], seen["exit_code"], seen["command"], seen["attached"]) == ("running", None, "sleep 60", False)
+    assert [item["execution_id"] for item in http.get(f"{base}/executions").json()["executions"]] == [
+        seen["execution_id"]
+    ]
+    check_error(http.post(f"{one}/signal", json={"signal": 9}), 400, "invalid_argument", "DELETE")
+    check_error(http.post(f"{one}/resize", json={"rows": 0, "cols": 1}), 400, "invalid_argument", "rows")
+    check_error(http.post(f"{one}/resize", json={"rows": 1, "cols": 1}), 400, "invalid_argument", "terminal")
+    assert http.delete(one).status_code == 204
+    seen = http.get(one).json()
+    assert (seen["status"], seen["exit_code"]) == ("killed", -9)
+    assert http.delete(one).status_code == 204
+    check_error(http.post(f"{one}/signal", json={"signal": 15}), 409, "invalid_state")
+    check_error(http.get(f"{base}/executions/absent"), 404, "not_found")
+    check_error(http.post(f"{base}/exec", json={"command": "absent"}), 422, "execution_failed", "absent")
+    check_error(http.post(f"{base}/exec", json={"command": ""}), 400, "invalid_argument", "command")
+    check_error(http.post(f"{base}/exec", json={"command": "true", "timeout_seconds": -1}), 400, "invalid_argument")
+    check_error(http.post(f"{base}/exec", json={"command": "true", "stdin": 1}), 400, "invalid_argument", "stdin")
+    late = http.post(f"{base}/exec", json={"command": "sleep", "args": ["60"], "timeout_seconds": 0.2}).json()
+    with httpx2.Client(base_url=str(http.base_url), timeout=10) as other:
+        for _ in range(200):
+            seen = other.get(f"{base}/executions/{late['execution_id']}").json()
+            if seen["status"] != "running":
+                break
+    assert (seen["status"], seen["exit_code"]) == ("timed_out", -15)
+    other_box = http.post("/v1/boxes", json={"image": IMAGE}).json()["box_id"]
+    check_error(http.get(f"/v1/boxes/{other_box}/executions/{late['execution_id']}"), 404, "not_found")
+    http.delete(f"/v1/boxes/{other_box}")
+
+
+def test_a_stopped_box_is_not_started_by_an_exec_unless_it_says_so(http: httpx2.Client) -> None:
+    for body, status in (({}, 409), ({"auto_resume": True}, 201), ({"auto_resume": False}, 409)):
+        box = http.post("/v1/boxes", json={"image": IMAGE, **body}).json()["box_id"]
+        assert http.post(f"/v1/boxes/{box}/exec", json={"command": "true"}).status_code == 201
+        assert http.post(f"/v1/boxes/{box}/stop", json={"timeout_seconds": 0}).json()["status"] == "stopped"
+        assert http.post(f"/v1/boxes/{box}/stop").status_code == 200
+        answer = http.post(f"/v1/boxes/{box}/exec", json={"command": "true"})
+        assert answer.status_code == status, answer.text
+        if status == 409:
+            check_error(answer, 409, "stopped")
+        http.delete(f"/v1/boxes/{box}?force=true")
+
+
+def test_files_of_every_kind(http: httpx2.Client, box: str) -> None:
+    path = f"/v1/boxes/{box}/files"
+    check_error(http.get(path, params={"path": "/absent"}), 404, "not_found", "/absent")
+    check_error(http.get(path), 400, "invalid_argument", "path")
+    check_error(http.get(path, params={"path": ""}), 400, "invalid_argument", "path")
+    for is_dir in ("true", "false"):
+        junk = http.put(path, params={"path": "/x", "source_is_dir": is_dir}, content=b"junk" * 300)
+        check_error(junk, 400, "invalid_argument")
+    assert http.get(path, params={"path": "/etc"}).headers["x-boxlite-source-is-dir"] == "true"
+    one = http.get(path, params={"path": "/etc/passwd"})
+    assert one.headers["x-boxlite-source-is-dir"] == "false" and one.headers["content-type"] == "application/x-tar"
+    put = http.put(path, params={"path": "/new/name", "source_is_dir": "false"}, content=one.content)
+    assert put.status_code == 204, put.text
+    again = http.get(path, params={"path": "/new/name"})
+    assert b"root:x:0:0" in again.content
+    two = http.get(path, params={"path": "/etc"}).content
+    check_error(
+        http.put(path, params={"path": "/y", "source_is_dir": "false"}, content=two), 400, "invalid_argument"
+    )
+
+
+def test_discovery(http: httpx2.Client) -> None:
+    config = http.get("/v1/config").json()
+    assert config["capabilities"]["snapshots_enabled"] is True
+    assert config["capabilities"]["linux_capabilities_enabled"] is False
+    assert http.get("/v1/me").json()["path_prefix"] is None
+    assert http.get("/docs").status_code == 200
+    paths = http.get("/openapi.json").json()["paths"]
+    assert "/v1/boxes/{box_id}/exec" in paths and "/v1/images/{name}/aliases/{alias}" in paths
+
+
+def test_without_a_key_only_this_machine_is_answered(http: httpx2.Client) -> None:
+    check_error(http.get("/v1/boxes", headers={"Host": "evil.example"}), 403, "permission_denied")
+    check_error(http.get("/v1/boxes", headers={"Origin": "http://evil.example"}), 403, "permission_denied")
+    own = str(http.base_url).rstrip("/")
+    assert http.get("/v1/boxes", headers={"Origin": own}).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Iterator[Served]:
+    home = make_home(tmp_path_factory.mktemp("guarded"), images)
+    options = ("--read-only-key", READ_KEY, "--path-prefix", "us/team-1")
+    server = Served(home, *options, env={"HUTCH_API_KEY": KEY})
+    yield server
+    assert server.stop() == 0
+
+
+def test_keys_and_prefix(guarded: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(httpx2.Client(base_url=guarded.url, headers={"Authorization": value} if value else {}))
+            for value in ("", f"Bearer {KEY}", f"Bearer {READ_KEY}", "Bearer wrong", f"Basic {KEY}", "Bearer")
+        ]
+        nobody, full, reader, *wrong = clients
+        base = "/v1/us/team-1"
+        for client in (nobody, *wrong):
+            answer = client.get(f"{base}/boxes")
+            check_error(answer, 401, "unauthenticated")
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert client.get("/v1/config").status_code == 200
+            assert client.get("/health").status_code == 200
+            check_error(client.get("/v1/me"), 401, "unauthenticated")
+        assert full.get(f"{base}/boxes", headers={"Host": "any.example"}).status_code == 200
+        check_error(full.get("/v1/boxes"), 404, "not_found", base)
+        assert full.get("/v1/me").json() == {
+            "sub": "key:all",
+            "principal_type": "service_account",
+            "scopes": ["read", "write"],
+            "path_prefix": "us/team-1",
+        }
+        assert reader.get(f"{base}/boxes").status_code == 200
+        assert reader.get("/v1/me").json()["scopes"] == ["read"]
+        check_error(reader.post(f"{base}/boxes", json={"image": IMAGE}), 403, "permission_denied")
+        box = full.post(f"{base}/boxes", json={"image": IMAGE}).json()["box_id"]
+        check_error(reader.delete(f"{base}/boxes/{box}"), 403, "permission_denied")
+        assert full.delete(f"{base}/boxes/{box}").status_code == 204
+
+
+def test_a_head_that_is_too_large_ends_the_connection(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                sock.sendall(b"X-A: " + b"a" * 1000 + b"\r\n")
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while piece := sock.recv(65536):
+                answer += piece
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
+    assert httpx2.get(f"{served.url}/health").status_code == 200
