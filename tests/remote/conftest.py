@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hutch.sdk.remote import RemoteRuntime
+from tests.remote.lines import Lines
 from tests.remote.processes import Process
 from tests.runtime.conftest import IMAGE, home, images
 
@@ -43,4 +44,5 @@ async def box(runtime: RemoteRuntime) -> RemoteBox:
     """A running box."""
     box = await runtime.create(IMAGE)
     await box.start()
+    box._lives = Lines(box)  # type: ignore[attr-defined]  # how the contract suite cuts connections
     return box

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import boxlite
+import boxlite  # type: ignore[import-untyped]
 from boxlite import Boxlite, BoxliteRestOptions, BoxOptions
 
 IMAGE = "busybox:test"
@@ -34,8 +34,7 @@ async def finish(execution: Any) -> Outcome:
     err: list[str] = []
 
     async def read(stream: Any, pieces: list[str]) -> None:
-        async for piece in stream:
-            pieces.append(piece)
+        pieces.extend([piece async for piece in stream])
 
     await asyncio.gather(read(execution.stdout(), out), read(execution.stderr(), err))
     result = await execution.wait()
@@ -252,7 +251,9 @@ async def files(url: str) -> None:
         await box.copy_in(str(here / "blob"), "/data/renamed")
         await box.copy_in(str(here / "blob"), "/root/")
         await box.copy_in(str(here / "blob"), "/etc")
-        sums = await run(box, "sh", "-c", "md5sum < /data/renamed; md5sum < /root/blob; md5sum < /etc/blob; ls -l /data")
+        sums = await run(
+            box, "sh", "-c", "md5sum < /data/renamed; md5sum < /root/blob; md5sum < /etc/blob; ls -l /data"
+        )
         lines = sums.out.splitlines()
         assert len(set(lines[:3])) == 1 and "-rwxr-xr-x" in sums.out, sums.out
         await box.copy_in(str(here / "tree"), "/app")

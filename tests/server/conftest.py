@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,6 +18,7 @@ from tests import rootfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 IMAGE = "busybox:test"
 KEY, READ_KEY = "correct-horse", "battery-staple"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,6 +101,11 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: object) -> None:
             ServerSettings(state=tmp_path, **wrong)  # type: ignore[arg-type]
 
 
+async def settle() -> None:
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+
+
 class Peer:
     """Collects Pings."""
 
@@ -120,14 +126,14 @@ def test_one_ping_is_on_its_way_and_a_receipt_is_for_what_was_sent_before() -> N
         async with anyio.create_task_group() as tasks:
             for number in (1, 2, 3):
                 tasks.start_soon(confirm, number)
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             assert len(peer.pings) == 1
             peer.receipts.received(b"something else")
             peer.receipts.received(peer.pings[0])
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             assert done == [1] and len(peer.pings) == 2
             peer.receipts.received(peer.pings[0])  # again: it is no answer to the second
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             assert done == [1]
             peer.receipts.received(peer.pings[1])
         assert sorted(done) == [1, 2, 3]
@@ -144,7 +150,7 @@ def test_a_lost_connection_gives_no_receipt() -> None:
                 assert not await peer.receipts.confirm()
 
             tasks.start_soon(confirm)
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             peer.receipts.lost()
         assert not await peer.receipts.confirm()
 
@@ -156,7 +162,7 @@ def test_nobody_waits_for_a_receipt_while_none_can_come() -> None:
         peer = Peer()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(peer.receipts.confirm)
-            await anyio.wait_all_tasks_blocked()
+            await settle()
             peer.receipts.waive(True)
         assert await peer.receipts.confirm()
         peer.receipts.waive(False)

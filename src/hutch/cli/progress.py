@@ -27,6 +27,8 @@ class Display:
         self._quiet = quiet
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
+        # The sizes that were told: the last step of an item no longer tells it.
+        self._totals: dict[str, int] = {}
         self._worked = False
 
     def __call__(self, step: Progress) -> None:
@@ -39,14 +41,20 @@ class Display:
             self._bars.start()
         name = output.shorten(output.clean(output.short_digest(step.item) if step.item else "image"), 24)
         task = self._tasks.get(name)
+        if task is None and step.phase == "done":
+            return  # the image itself: it had no bar
         if task is None:
             task = self._tasks[name] = self._bars.add_task("", name=name, total=None)
-        total = step.total
-        if step.phase in _FINAL:  # a bar without a size would go on pulsing
-            total = step.total or step.done or 1
+        if step.total is not None:
+            self._totals[name] = step.total
+        total = self._totals.get(name)
+        if step.phase in _FINAL:
+            total = total or step.done or 1  # a bar without a size would go on pulsing
             self._bars.update(task, description=step.phase, completed=total, total=total)
         else:
-            self._bars.update(task, description=step.phase, completed=step.done, total=total)
+            # What has no size is a moment on the way, not work to look back at.
+            transient = step.phase == "resolve"
+            self._bars.update(task, description=step.phase, completed=step.done, total=total, visible=not transient)
 
     def __enter__(self) -> Self:
         return self

@@ -39,6 +39,7 @@ _UP = frozenset(
         Request.FORGET,
     }
 )
+_READING = frozenset({Request.ATTACH, Request.DETACH, Request.ACK})
 _REPLIES = frozenset({Reply.ATTACHED, Reply.OK, Reply.FAILED})
 _EVENTS = frozenset({Reply.DATA, Reply.GAP, Reply.EOF, Reply.EXITED, Reply.STDIN_CREDIT, Reply.STDIN_CLOSED})
 _FEATURES = slice(8, 12)
@@ -70,8 +71,9 @@ class _Cutter:
 class Upward:
     """From a watcher to the agent."""
 
-    def __init__(self, exec_id: str, hello: bytes) -> None:
-        """``hello`` is the payload of the agent's HELLO_OK."""
+    def __init__(self, exec_id: str, hello: bytes, *, reading: bool = False) -> None:
+        """``hello`` is the payload of the agent's HELLO_OK; ``reading``: the watcher may look and do nothing else."""
+        self._allowed = _READING if reading else _UP
         self._id = exec_id.encode("ascii").ljust(12, b"\0")
         # Shared memory cannot travel.
         masked = bytearray(hello)
@@ -91,7 +93,7 @@ class Upward:
                 answers += encode(Reply.HELLO_OK, self._hello, req=header.req)
             elif header.type == Request.PING:
                 answers += encode(Reply.PONG, buffer[header.start + HEADER.size : header.end], req=header.req)
-            elif header.type in _UP and header.exec_id == self._id:
+            elif header.type in self._allowed and header.exec_id == self._id:
                 onward += memoryview(buffer)[header.start : header.end]
             else:
                 raise FrameError(f"a frame of type {header.type} is none that a watcher may send")

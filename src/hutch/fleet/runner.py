@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
+import secrets
 import time
 from typing import TYPE_CHECKING
 
 import anyio
 from starlette.applications import Starlette
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, MetadataError
 from hutch.fleet.guard import Guard
 from hutch.fleet.wire import REGISTER, Registration
 from hutch.runtime.home import new_id
 from hutch.sdk.remote_http import Http
-from hutch.server import extra, relay
+from hutch.server import relay
 from hutch.types import BoxState
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ BEAT_SECONDS = 2.0
 _FIRST_PAUSE = 0.2
 
 
-def make_app(runtime: LocalRuntime, token: str) -> ASGIApp:
-    """The runner's application: ``/v1/x`` and the relay, for whoever has the token."""
+def make_app(runtime: LocalRuntime) -> ASGIApp:
+    """The runner's application: ``/v1/x`` and the relay, for whoever has its token."""
+    _, token = identity(runtime.home.root)
     journal = Journal(runtime.home.root / "journal")
-    routes = extra.routes(runtime, journal.created) + relay.routes(runtime)
-    return Guard(Starlette(routes=routes), token)
+    return Guard(Starlette(routes=relay.routes(runtime, journal.created)), token)
 
 
 class Journal:
@@ -57,17 +57,26 @@ class Journal:
             os.close(fd)
 
 
-def identity(home: Path) -> str:
-    """The runner's lasting name: chosen once for its home."""
-    path = home / "runner-id"
-    with contextlib.suppress(FileExistsError), path.open("x") as file:
-        file.write(new_id())
-    return path.read_text()
+def identity(home: Path) -> tuple[str, str]:
+    """The runner's name, and the token that opens it to the API: chosen once for its home, so that an API that knew
+    it before it was restarted knows it still."""
+    path = home / "runner"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        pass
+    else:
+        with open(fd, "w") as file:
+            file.write(f"{new_id()} {secrets.token_urlsafe(32)}")
+    words = path.read_text().split()
+    if len(words) != 2:
+        raise MetadataError(f"{path} does not hold the name and the token of a runner; remove it to join anew")
+    return words[0], words[1]
 
 
-async def report(runtime: LocalRuntime, api: str, join_token: str, url: str, token: str) -> None:
+async def report(runtime: LocalRuntime, api: str, join_token: str, url: str) -> None:
     """Tell the API again and again where this runner is and how much it does."""
-    name = identity(runtime.home.root)
+    name, token = identity(runtime.home.root)
     http = Http(api, join_token)
     pause, warned = _FIRST_PAUSE, False
     try:

@@ -3,46 +3,60 @@ stop."""
 
 from __future__ import annotations
 
-import logging
-import secrets
-import socket
-from typing import TYPE_CHECKING
+import signal
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import uvicorn
 
-from hutch.core.relay import MAX_MESSAGE
+from hutch.fleet.api import with_door
 from hutch.fleet.runner import make_app, report
+from hutch.fleet.runtime import FleetRuntime
+from hutch.runtime.home import default_home
 from hutch.runtime.runtime import LocalRuntime
+from hutch.server.app import make_app as make_public_app
+from hutch.server.serve import listen, make_server
+from hutch.server.settings import ServerSettings
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
     from pathlib import Path
 
     from starlette.types import ASGIApp
 
-_GRACE_SECONDS = 5
+    from hutch.server.serve import Server
+
+
+async def serve_api(
+    *, database: Path, join_token: str, host: str, port: int, api_keys: Sequence[str] = (), **settings: Any
+) -> None:
+    """Serve the public interface over runners that join with the token. ``settings``: more of `ServerSettings`."""
+    chosen = ServerSettings(state=database.with_name(database.name + ".d"), api_keys=tuple(api_keys), **settings)
+    with listen(host, port) as sock:
+        async with FleetRuntime(database) as fleet:
+            await run(with_door(make_public_app(fleet, chosen), fleet, join_token), chosen, sock, "API")
 
 
 async def serve_runner(
-    *, join: str, token: str, home: Path | str | None, host: str, port: int, public_url: str | None
+    *, join: str, token: str, home: Path | None, host: str, port: int, public_url: str | None
 ) -> None:
     """Serve a home's boxes to the API at ``join``. ``public_url``: how the API reaches us, if not by host and port."""
+    root = home or default_home()
     with listen(host, port) as sock:
-        url = public_url or address(sock)
-        own_token = secrets.token_urlsafe(32)
-        async with LocalRuntime(home) as runtime, anyio.create_task_group() as tasks:
-            tasks.start_soon(report, runtime, join, token, url, own_token)
-            await run(make_app(runtime, own_token), sock, "runner")
+        async with LocalRuntime(root) as runtime, anyio.create_task_group() as tasks:
+            tasks.start_soon(report, runtime, join, token, public_url or address(sock))
+            await run(make_app(runtime), ServerSettings(state=root / "server"), sock, "runner")
             tasks.cancel_scope.cancel()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the port, so that whoever connects from now on is served."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.create_server((host, port), family=family, backlog=2048)
-    # Inherited by what is accepted; asyncio sets it only where the socket names its protocol.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+async def run(app: ASGIApp, settings: ServerSettings, sock: socket.socket, what: str) -> None:
+    """Run an application on a listening socket until SIGINT or SIGTERM."""
+    server = make_server(app, settings)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_stop_on_signal, server)
+        print(f"Hutch {what} serves on {address(sock)}", flush=True)
+        await server.serve(sockets=[sock])
+        tasks.cancel_scope.cancel()
 
 
 def address(sock: socket.socket) -> str:
@@ -51,18 +65,7 @@ def address(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def run(app: ASGIApp, sock: socket.socket, what: str) -> None:
-    """Run an application on a listening socket until SIGINT or SIGTERM."""
-    config = uvicorn.Config(
-        app,
-        log_level=logging.WARNING,
-        access_log=False,
-        ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE,
-        ws_per_message_deflate=False,
-        timeout_keep_alive=120,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
-        lifespan="off",
-    )
-    print(f"hutch {what} at {address(sock)}", flush=True)
-    await uvicorn.Server(config).serve(sockets=[sock])
+async def _stop_on_signal(server: Server) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            server.stop()

@@ -143,13 +143,18 @@ class BoxFiles:
             await self._send_raw(target, archive)
             return
         ours, theirs = socket.socketpair()
+        failures: builtins.list[Exception] = []
         with ours, theirs:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(pour, archive, theirs)
+                tasks.start_soon(pour, archive, theirs, failures)
                 try:
                     await self._put_only_member(ours, target)
+                except HutchError as error:
+                    failures.append(error)
                 finally:
                     ours.shutdown(socket.SHUT_RDWR)  # the end for whoever pours, also when we fail
+        for failure in failures:
+            raise failure
 
     async def get_tar(self, source: str) -> AsyncIterator[bytes]:
         """A tar stream of a file or directory, whose first entry is named as its last component. An error may come

@@ -55,8 +55,8 @@ async def feed_tar(
             await execution.stdin.close()
 
 
-async def pour(archive: AsyncIterable[bytes], target: socket.socket) -> None:
-    """Write a stream to a socket, whose closing is its end."""
+async def pour(archive: AsyncIterable[bytes], target: socket.socket, failures: list[Exception]) -> None:
+    """Write a stream to a socket, whose closing is its end. What is wrong with the stream goes to ``failures``."""
     target.setblocking(False)
     try:
         async for piece in archive:
@@ -68,6 +68,8 @@ async def pour(archive: AsyncIterable[bytes], target: socket.socket) -> None:
                     await anyio.wait_writable(target)
     except (BrokenPipeError, ConnectionResetError):  # the reader gave up, and says why
         pass
+    except Exception as error:
+        failures.append(error)
     finally:
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

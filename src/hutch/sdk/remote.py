@@ -38,12 +38,14 @@ _CLOSE_SECONDS = 5.0
 class RemoteRuntime:
     """The boxes of a server. Use it as an async context manager. Implements `hutch.sdk.base.Runtime`.
 
-    ``budget``: seconds within which a lost connection to an execution must be made again.
+    ``budget``: seconds within which a lost connection to an execution must be made again. ``patience``: seconds for
+    which a request that may be repeated is repeated while the server does not answer.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, budget: float = 60.0) -> None:
+    def __init__(self, url: str, api_key: str | None = None, *, budget: float = 60.0, patience: float = 8.0) -> None:
         check_seconds("budget", budget, endless=False)
-        self.http = Http(url, api_key)
+        check_seconds("patience", patience, endless=False)
+        self.http = Http(url, api_key, patience=patience)
         self.budget = budget
         self.images = RemoteImages(self.http)
         self.volumes = RemoteVolumes(self.http)
@@ -191,6 +193,11 @@ class RemoteRuntime:
     def disown(self, box_id: str) -> None:
         """The box is none of those that end with this runtime."""
         self._own.pop(box_id, None)
+
+    def removed(self, box_id: str) -> None:
+        """The box is gone."""
+        self.disown(box_id)
+        self._boxes.pop(box_id, None)
 
     def ends(self, box_id: str) -> bool | None:
         """Whether the box ends with this runtime: true, by removal; false, by a stop; ``None``: it goes on."""

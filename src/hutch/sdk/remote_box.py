@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
@@ -11,6 +12,7 @@ from urllib.parse import quote
 import anyio
 
 from hutch.core import agentproto as proto
+from hutch.core import ids
 from hutch.errors import (
     HutchError,
     InvalidArgumentError,
@@ -71,6 +73,8 @@ class Owner(Protocol):
     def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
 
     def disown(self, box_id: str) -> None: ...
+
+    def removed(self, box_id: str) -> None: ...
 
     def ends(self, box_id: str) -> bool | None: ...
 
@@ -144,7 +148,7 @@ class RemoteBox:
     async def remove(self, *, force: bool = False) -> None:
         """Remove the box and all that it held. A running box needs ``force``."""
         await self._http.call("DELETE", self.path, object, query={"force": int(force)})
-        self._runtime.disown(self.id)
+        self._runtime.removed(self.id)
 
     async def wait(self) -> int | None:
         """Wait until the box does not run any more; returns the main command's exit code, if it has one."""
@@ -262,7 +266,7 @@ class RemoteBox:
         known = [execution for execution in await self.executions() if execution.id == exec_id]
         if not known:
             # The relay knows whether there ever was one, and refuses by the right name.
-            if exec_id:
+            if ids.is_id(exec_id):
                 (await dial(self._http, self.id, exec_id, new_id())).close()
             raise NotFoundError(f"box {self.name or self.id} has no execution {quoted(exec_id)}")
         sinks = {proto.STDOUT: stdout, proto.STDERR: stderr}
@@ -296,7 +300,7 @@ class RemoteBox:
         target = check_path("the archive", path)
         partial = target.with_name(f".{target.name}.{new_id()}")
         try:
-            with partial.open("xb") as file:
+            with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
                 async with self._http.stream("GET", f"{self.path}/export") as response:
                     async for piece in response.aiter_bytes():
                         await anyio.to_thread.run_sync(file.write, piece)
@@ -485,11 +489,5 @@ class RemoteBox:
         """Kill what nobody waits for any more; the request to start it may still be on its way."""
         for pause in (0.0, 0.2, 1.0):
             await anyio.sleep(pause)
-            try:
+            with contextlib.suppress(HutchError):
                 return await self.signal_execution(exec_id, 9)
-            except InvalidStateError as error:
-                print("DEBUG", error)
-                return
-            except HutchError as error:
-                print("DEBUG", repr(error))
-                continue

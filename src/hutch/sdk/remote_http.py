@@ -29,8 +29,6 @@ T = TypeVar("T")
 # A server that works on an answer shows every five seconds that it is there.
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0, pool=None)
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60.0)
-# How long a request that may be repeated is repeated after the connection failed.
-_RETRY_SECONDS = 8.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 STREAM_TYPE = "application/x-ndjson"
 
@@ -38,13 +36,15 @@ STREAM_TYPE = "application/x-ndjson"
 class Http:
     """A server's base URL, the key for it, and a pool of connections."""
 
-    def __init__(self, url: str, api_key: str | None) -> None:
+    def __init__(self, url: str, api_key: str | None, *, patience: float = 8.0) -> None:
+        """``patience``: how long a request that may be repeated is repeated after the connection failed."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidArgumentError(f"{url!r} is not the address of a server; it has the form http://host:port")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise InvalidArgumentError("the API key has characters that no key has")
         self.url = url.rstrip("/")
+        self._patience = patience
         self.headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._client = httpx2.AsyncClient(
             base_url=self.url, headers=self.headers, timeout=_TIMEOUT, limits=_LIMITS, trust_env=False
@@ -123,8 +123,8 @@ class Http:
             raise
 
     async def repeat(self, attempt: Callable[[], Any]) -> Any:
-        """Make attempts until one gets an answer, or for a few seconds."""
-        deadline = anyio.current_time() + _RETRY_SECONDS
+        """Make attempts until one gets an answer, or patience ends."""
+        deadline = anyio.current_time() + self._patience
         pause = _FIRST_PAUSE
         while True:
             try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.protocol import State
@@ -63,6 +63,8 @@ class WebSocket(asyncio.Protocol):
             raise ConnectionFailed(f"{url} does not answer: {error or 'no answer in time'}") from None
         except InvalidStatus as error:
             raise error_from(error.response.status_code, bytes(error.response.body or b"")) from None
+        except InvalidHandshake as error:
+            raise ConnectionFailed(f"{url} answered what is no WebSocket handshake: {error}") from None
         finally:
             if this._protocol.state is not State.OPEN:
                 this.close()
@@ -70,7 +72,7 @@ class WebSocket(asyncio.Protocol):
 
     def send(self, message: bytes) -> None:
         """Send one message."""
-        if not self.closed:
+        if not self.closed and self._protocol.state is State.OPEN:
             self._protocol.send_binary(message)
             self._flush()
 

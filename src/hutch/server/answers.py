@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import anyio
 import anyio.to_thread
@@ -43,7 +44,7 @@ class Call:
     """One request: its parameters, its body, and where progress is reported."""
 
     def __init__(self, request: Request, body: bytes, upload: Path | None) -> None:
-        self.path = request.path_params
+        self.path = {name: unquote(value) for name, value in request.path_params.items()}
         self.query = request.query_params
         self.body = body
         self._upload = upload

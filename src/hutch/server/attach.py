@@ -17,7 +17,7 @@ import anyio
 import msgspec
 
 from hutch.core.utf8 import Cutter
-from hutch.errors import HutchError
+from hutch.errors import HutchError, InvalidStateError
 from hutch.server.registry import MAIN, End
 from hutch.server.wire import RECEIPTS, Receipts
 from hutch.types import BoxState, ExecState, Result
@@ -75,6 +75,8 @@ class Attachment:
         self._stdin = _StdinQueue()
         self._controls_in, self._controls = anyio.create_memory_object_stream[Control](_CONTROLS_WAITING)
         self._scope = anyio.CancelScope()
+        self._main_started = anyio.Event()
+        self._over = False
         self._code = 0
 
     async def run(self, receive: Receive) -> None:
@@ -95,6 +97,7 @@ class Attachment:
         except* OSError:  # the connection broke while something was sent
             pass
         finally:
+            self._over = True
             orderly = self._code in (1000, 1001)
             self._service.executions.release(self._entry, self, cut=not (self.delivered or orderly))
 
@@ -116,6 +119,18 @@ class Attachment:
                 self._slot.release()
                 self._slot = None
 
+    async def start_main(self) -> None:
+        """Start the box, whose main command this client waits for, so that it misses nothing."""
+        try:
+            self.execution = await self._box.start_attached(
+                stdout=functools.partial(self._sink, STDOUT), stderr=functools.partial(self._sink, STDERR)
+            )
+        except InvalidStateError:  # somebody else was faster
+            await self._box.start()
+        self._main_started.set()
+        if self._over:
+            await self.let_go()
+
     # Output.
 
     async def _serve(self) -> None:
@@ -123,7 +138,7 @@ class Attachment:
             result = await self._result()
         except HutchError as error:
             await self._tell("error", message=error.message)
-            await self._close(_INTERNAL)
+            await self._give_up()
             return
         tails = [(stream, tail) for stream, cutter in self._cutters.items() if (tail := cutter.flush())]
         for stream, tail in tails:
@@ -137,16 +152,37 @@ class Attachment:
         await self._tell("exit", exit_code=result.exit_code, **more)
         await self._close(_NORMAL)
 
+    async def _give_up(self) -> None:
+        """The output cannot be had. When the end is known (the box was stopped meanwhile), that is told at least."""
+        try:
+            end = (await self._service.executions.find(self._box, self._entry.id)).end
+        except HutchError:
+            end = None
+        if end is None:
+            await self._close(_INTERNAL)
+            return
+        self.delivered = True
+        await self._tell("exit", exit_code=end.exit_code)
+        await self._close(_NORMAL)
+
     async def _result(self) -> Result:
         """Wait for the end; by then everything has been sent."""
         if self._entry.id == MAIN and not await self._main_runs():
             return await self._replay_main()
-        self._slot = await self._service.executions.watch_slot(self._box.id)
-        self.execution = await self._box.attach(
-            self._entry.id,
-            stdout=functools.partial(self._sink, STDOUT),
-            stderr=functools.partial(self._sink, STDERR),
-        )
+        if self.execution is None:
+            self._slot = await self._service.executions.watch_slot(self._box.id)
+            try:
+                async with self._service.executions.asking(self._box):
+                    self.execution = await self._box.attach(
+                        self._entry.id,
+                        stdout=functools.partial(self._sink, STDOUT),
+                        stderr=functools.partial(self._sink, STDERR),
+                    )
+            except HutchError:
+                # With the end of its main command the whole box has gone, but not the log.
+                if self._entry.id == MAIN and not await self._main_runs():
+                    return await self._replay_main()
+                raise
         self._service.executions.take_over(self._entry)
         self._opened.set()
         return await self.execution.wait()
@@ -185,13 +221,20 @@ class Attachment:
 
     async def _main_runs(self) -> bool:
         """Wait for the first start of the box; false when its main command has ended already."""
-        while True:
-            info = await self._box.info()
-            if info.state not in (BoxState.CONFIGURED, BoxState.STOPPED, BoxState.FAILED):
-                return True
-            if info.started_at is not None:
-                return False
-            await self._service.next_start(self._box.id, _POLL_SECONDS)
+        self._service.early[self._box.id] = self
+        try:
+            while self.execution is None:
+                info = await self._box.info()
+                if info.state not in (BoxState.CONFIGURED, BoxState.STOPPED, BoxState.FAILED):
+                    return True
+                if info.started_at is not None:
+                    return False
+                with anyio.move_on_after(_POLL_SECONDS):  # others may start it without telling us
+                    await self._main_started.wait()
+            return True
+        finally:
+            if self._service.early.get(self._box.id) is self:
+                del self._service.early[self._box.id]
 
     async def _replay_main(self) -> Result:
         kept: dict[str, deque[bytes]] = {"stdout": deque(), "stderr": deque()}

@@ -25,6 +25,7 @@ from hutch.server.models import (
     SnapshotRequest,
     SnapshotView,
 )
+from hutch.server.store import TRANSIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +106,10 @@ async def export_box(box_id: Segment, service: ServiceDep, body: ExportRequest |
     "/import",
     status_code=201,
     openapi_extra={
-        "requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
     },
 )
 async def import_box(
@@ -133,5 +137,5 @@ async def import_box(
 
 @contextlib.contextmanager
 def _transit(service: Service) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=service.settings.state, prefix="transit-") as folder:
+    with tempfile.TemporaryDirectory(dir=service.settings.state, prefix=TRANSIT) as folder:
         yield Path(folder)

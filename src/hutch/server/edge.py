@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import re
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from hutch.errors import HutchError, NotFoundError, PermissionDeniedError, UnauthenticatedError
@@ -25,7 +25,7 @@ _PUBLIC = frozenset({"/health", "/v1/health", "/v1/config", "/docs", "/docs/oaut
 # Never under the prefix.
 _UNPREFIXED = frozenset({"/v1/config", "/v1/me", "/v1/health"})
 # These read their body as a stream, with a limit of their own.
-_STREAMED = re.compile(r"/v1/boxes/(import|[^/]+/files)\Z")
+_STREAMED = re.compile(r"/v1/(boxes/(import|[^/]+/files)|x/boxes/import|x/images/load)\Z")
 _GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -52,7 +52,8 @@ class Edge:
         number = headers.get(REQUEST_ID.encode(), b"").decode("latin-1")
         if not _GIVEN_ID.match(number):
             number = secrets.token_hex(8)
-        scope = {**scope, "path": _path(scope), "root_path": "", "hutch.request_id": number}
+        # In place: also the outermost handler of errors tells the id.
+        scope.update({"path": _path(scope), "root_path": "", "hutch.request_id": number})
         try:
             self._strip_prefix(scope)
             self._authorise(scope, headers)
@@ -66,7 +67,7 @@ class Edge:
         else:
             await self._app(scope, receive, _refusing(scope, receive, send, number))
 
-    def _strip_prefix(self, scope: dict[str, Any]) -> None:
+    def _strip_prefix(self, scope: Scope) -> None:
         path = scope["path"]
         if not self._prefix or not path.startswith("/v1/") or path in _UNPREFIXED:
             return
@@ -74,7 +75,7 @@ class Edge:
             raise NotFoundError(f"there is nothing at {path:.200}: this server's paths begin with {self._prefix}")
         scope["path"] = "/v1/" + path.removeprefix(self._prefix)
 
-    def _authorise(self, scope: dict[str, Any], headers: dict[bytes, bytes]) -> None:
+    def _authorise(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         scope["hutch.principal"] = "anyone"
         if self._settings.open:
             _same_machine(headers)
@@ -131,7 +132,7 @@ def _any_equal(given: bytes, known: Iterable[bytes]) -> bool:
     return found
 
 
-def _only_reads(scope: dict[str, Any]) -> bool:
+def _only_reads(scope: Scope) -> bool:
     if scope["type"] == "http":
         return scope["method"] in _READING
     return b"stdin=0" in scope["query_string"].split(b"&") or b"stdin=false" in scope["query_string"].split(b"&")

@@ -58,7 +58,7 @@ async def start_execution(box_id: Segment, body: ExecRequest, service: ServiceDe
 async def list_executions(box_id: Segment, service: ServiceDep) -> ExecList:
     """List the executions of a box that are known, oldest first."""
     box = await service.box(box_id)
-    return ExecList(executions=[_view(entry) for entry in await service.executions.list(box)])
+    return ExecList(executions=[_view(entry) for entry in await service.executions.of_box(box)])
 
 
 @router.get("/executions/{exec_id}")

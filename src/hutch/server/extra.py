@@ -7,6 +7,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote
 
 import anyio
 import anyio.to_thread
@@ -159,7 +160,7 @@ class _Extra:
         """The archive, as a file."""
         path = Path(await anyio.to_thread.run_sync(tempfile.mktemp, ".tar", "hutch-export-"))
         try:
-            await (await self._backend.get(request.path_params["box"])).export(path)
+            await (await self._backend.get(unquote(request.path_params["box"]))).export(path)
         except HutchError as error:
             return Response(wire.dumps(wire.error_body(error)), error.status, media_type="application/json")
         return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(_unlink, path))

@@ -26,7 +26,9 @@ BoxPath = Annotated[str, Query(max_length=4096, description="absolute, or relati
 @router.put(
     "/files",
     status_code=204,
-    openapi_extra={"requestBody": {"required": True, "content": {_TAR: {"schema": {"type": "string"}}}}},
+    openapi_extra={
+        "requestBody": {"required": True, "content": {_TAR: {"schema": {"type": "string", "format": "binary"}}}}
+    },
 )
 async def put_files(
     request: Request,

@@ -11,7 +11,6 @@ import anyio
 from hutch.core.idle import Policy, Step, due
 from hutch.errors import HutchError
 from hutch.server import policy
-from hutch.server.registry import running_or_recent
 from hutch.types import BoxState, ExecState
 
 if TYPE_CHECKING:
@@ -55,14 +54,11 @@ async def _attend(service: Service, info: BoxInfo) -> None:
         return
     box = await service.backend.get(info.id)
     if step is Step.STOP:
-        if await _busy(box):
+        if await _busy(service, box):
             service.touch(info.id)
-        elif _due(service, rules, info) is Step.STOP:  # it may have been used while we asked
-            log.info("box %s has been idle for %d s and is stopped", info.id, rules.auto_stop)
-            # First: a use that comes meanwhile must find out why the box does not run.
-            service.marks.set_idle_stopped(info.id, True, time.time())
-            await box.stop()
-            service.executions.box_ended(info.id)
+        else:
+            log.info("box %s is idle since %d s or more and is stopped", info.id, rules.auto_stop)
+            await service.stop_idle(box, lambda: _due(service, rules, info) is Step.STOP)
     elif step is Step.DELETE:
         log.info("box %s has been idle for %d s and is removed", info.id, rules.auto_delete)
         await service.remove(box, force=False)
@@ -75,7 +71,8 @@ def _due(service: Service, rules: Policy, info: BoxInfo) -> Step:
     return due(rules, running=info.state is BoxState.RUNNING, idle=time.time() - mark.at)
 
 
-async def _busy(box: Box) -> bool:
+async def _busy(service: Service, box: Box) -> bool:
     """Whether a command runs that is more than a terminal that somebody has left open: the work of one that is only
     waited for must not be cut off."""
-    return any(info.state is ExecState.RUNNING and not info.tty for info in await running_or_recent(box) or ())
+    infos = await service.executions.running_or_recent(box)
+    return any(info.state is ExecState.RUNNING and not info.tty for info in infos or ())

@@ -36,6 +36,9 @@ MAIN = "main"
 _PROBE_SECONDS = 3.0
 # The agent serves at most 64 connections; each watcher has one.
 _WATCHERS = 56
+# How many questions to one agent may be on their way: each answer names all that it knows (40 KiB), and it ends a
+# connection on which more than 1 MiB of answers wait.
+_QUESTIONS = 8
 
 
 class End(msgspec.Struct, frozen=True):
@@ -75,6 +78,7 @@ class Executions:
         self._tasks = tasks
         self._entries: dict[tuple[str, str], Entry] = {}
         self._watchers: dict[str, anyio.Semaphore] = {}
+        self._questions: dict[str, anyio.CapacityLimiter] = {}
 
     def add(self, box: Box, exec_id: str, command: Sequence[str], *, tty: bool) -> Entry:
         """A command was started through this server."""
@@ -96,9 +100,9 @@ class Executions:
             raise SessionReapedError(f"execution {exec_id} ended long ago and its log was released; start a new one")
         return entry
 
-    async def list(self, box: Box) -> list[Entry]:
+    async def of_box(self, box: Box) -> list[Entry]:
         """All executions of a box that are known, oldest first."""
-        for info in await running_or_recent(box) or ():
+        for info in await self.running_or_recent(box) or ():
             self._note(box, info)
         found = [entry for (box_id, _), entry in self._entries.items() if box_id == box.id]
         return sorted(found, key=lambda entry: entry.started_at)
@@ -111,7 +115,8 @@ class Executions:
         if entry.client is not None and entry.client.execution is not None:
             yield entry.client.execution
             return
-        execution = await box.attach(entry.id)
+        async with self.asking(box):
+            execution = await box.attach(entry.id)
         try:
             yield execution
         finally:
@@ -127,6 +132,18 @@ class Executions:
                 other.abort()
                 entry.client = None
         entry.client = client
+
+    def asking(self, box: Box) -> anyio.CapacityLimiter:
+        """Hold this while the agent of the box is asked for an execution."""
+        return self._questions.setdefault(box.id, anyio.CapacityLimiter(_QUESTIONS))
+
+    async def running_or_recent(self, box: Box) -> list[ExecInfo] | None:
+        """The executions that the box knows; ``None`` when it does not run."""
+        try:
+            async with self.asking(box):
+                return await box.executions()
+        except (StoppedError, InvalidStateError):
+            return None
 
     async def watch_slot(self, box_id: str) -> anyio.Semaphore:
         """Wait for one of the places for watchers of a box; the caller releases it."""
@@ -164,6 +181,7 @@ class Executions:
         for key in [key for key in self._entries if key[0] == box_id]:
             del self._entries[key]
         self._watchers.pop(box_id, None)
+        self._questions.pop(box_id, None)
 
     def sweep(self) -> None:
         """Forget what ended so long ago that even the fact need not be known."""
@@ -182,7 +200,7 @@ class Executions:
         await client.let_go()
 
     async def _looked_up(self, box: Box, exec_id: str, entry: Entry | None) -> Entry:
-        infos = await running_or_recent(box)
+        infos = await self.running_or_recent(box)
         for info in infos or ():
             if info.id == exec_id:
                 return self._note(box, info)
@@ -192,7 +210,8 @@ class Executions:
                 return entry
             raise SessionReapedError(f"execution {exec_id} has ended and its log was released; start a new one")
         if infos is not None:  # only the agent knows whether there ever was one
-            execution = await box.attach(exec_id)
+            async with self.asking(box):
+                execution = await box.attach(exec_id)
             await execution.close()
         raise NotFoundError(f"box {box.name or box.id} has no execution {exec_id!r:.100}")
 
@@ -220,11 +239,3 @@ class Executions:
             code = -9 if info.exit_code is None else info.exit_code
             entry.end = End(ExecState.KILLED if code < 0 else ExecState.COMPLETED, code, info.stopped_at or time.time())
         return entry
-
-
-async def running_or_recent(box: Box) -> list[ExecInfo] | None:
-    """The executions that the box knows; ``None`` when it does not run."""
-    try:
-        return await box.executions()
-    except (StoppedError, InvalidStateError):
-        return None

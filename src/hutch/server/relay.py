@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import socket
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from urllib.parse import unquote
 
 import anyio
 from starlette.responses import JSONResponse
@@ -19,16 +20,24 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from hutch.core import agentproto as proto
 from hutch.core.frames import Decoder, FrameError
 from hutch.core.relay import SILENCE, SUBPROTOCOL, Downward, Upward
-from hutch.errors import HutchError, InvalidArgumentError, UpstreamUnavailableError
+from hutch.errors import (
+    HutchError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UpstreamUnavailableError,
+)
 from hutch.sdk.remote_wire import error_body
+from hutch.server import extra
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.routing import BaseRoute
 
     from hutch.sdk.base import Runtime
     from hutch.sdk.remote_link import RemoteLink
+    from hutch.types import BoxInfo
 
 _READ = 512 * 1024
 _HELLO_SECONDS = 10.0
@@ -49,10 +58,11 @@ class Remote(Protocol):
     async def connect_relay(self, exec_id: str, watcher: str) -> RemoteLink: ...
 
 
-def routes(backend: Runtime) -> list[BaseRoute]:
-    """The relay's route."""
+def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info: None) -> list[BaseRoute]:
+    """All routes for our own SDK: the relay's, and those under ``/v1/x`` (which see for ``on_created``)."""
     relay = _Relay(backend)
-    return [WebSocketRoute("/v1/boxes/{box}/executions/{execution}/relay", relay.serve)]
+    socket_route = WebSocketRoute("/v1/boxes/{box}/executions/{execution}/relay", relay.serve)
+    return [socket_route, *extra.routes(backend, on_created)]
 
 
 class _Relay:
@@ -63,15 +73,18 @@ class _Relay:
 
     async def serve(self, ws: WebSocket) -> None:
         """Serve one watcher."""
-        exec_id = ws.path_params["execution"]
+        exec_id = unquote(ws.path_params["execution"])
+        reading = ws.scope.get("hutch.principal") == "read"
         watcher = ws.query_params.get("watcher", "")[:64]
         try:
             if SUBPROTOCOL not in ws.scope["subprotocols"]:
                 raise InvalidArgumentError(f"the relay speaks the WebSocket sub-protocol {SUBPROTOCOL}; offer it")
-            box = await self._backend.get(ws.path_params["box"])
+            box = await self._backend.get(unquote(ws.path_params["box"]))
             async with self._alone((box.id, exec_id, watcher) if watcher else None):
+                if isinstance(box, Remote) and reading:
+                    raise PermissionDeniedError("this key may only read, and cannot watch from here")
                 if isinstance(box, Remote):
-                    async with contextlib.aclosing(await box.connect_relay(exec_id, watcher)) as link:
+                    async with contextlib.aclosing(await _next_relay(box, exec_id, watcher)) as link:
                         await ws.accept(subprotocol=SUBPROTOCOL)
                         await _both(ws, _link_down(ws, link), _link_up(ws, link))
                 elif isinstance(box, Local):
@@ -79,7 +92,9 @@ class _Relay:
                         hello = await _greet(sock)
                         await ws.accept(subprotocol=SUBPROTOCOL)
                         await _both(
-                            ws, _agent_down(ws, sock, Downward(exec_id)), _agent_up(ws, sock, Upward(exec_id, hello))
+                            ws,
+                            _agent_down(ws, sock, Downward(exec_id)),
+                            _agent_up(ws, sock, Upward(exec_id, hello, reading=reading)),
                         )
                         await _hand_over(sock)
         except HutchError as error:
@@ -106,6 +121,13 @@ class _Relay:
         finally:
             del self._watchers[key]
             gone.set()
+
+
+async def _next_relay(box: Remote, exec_id: str, watcher: str) -> RemoteLink:
+    try:
+        return await box.connect_relay(exec_id, watcher)
+    except UnauthenticatedError as error:  # that is between us and the runner
+        raise UpstreamUnavailableError(f"the box's runner does not know us: {error}") from None
 
 
 async def _both(ws: WebSocket, down: object, up: object) -> None:

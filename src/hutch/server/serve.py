@@ -14,7 +14,7 @@ from hutch.server.wire import BoundedHttp, Limits, ReceiptedWebSocket
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
     from hutch.server.settings import ServerSettings
 
@@ -26,13 +26,18 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # clients need not be waited for, but the records must be closed
+            await self.lifespan.shutdown()
+
     def stop(self) -> None:
         """Stop in an orderly way; called again: without waiting for anybody."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
-def make_server(app: FastAPI, settings: ServerSettings) -> Server:
+def make_server(app: ASGIApp, settings: ServerSettings) -> Server:
     """Return a server for the application; ``serve(sockets=[…])`` runs it."""
     config = uvicorn.Config(
         app,

@@ -17,11 +17,12 @@ from hutch.server.store import Marks
 from hutch.types import BoxState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from anyio.abc import TaskGroup
 
     from hutch.sdk.base import Box, Runtime
+    from hutch.server.attach import Attachment
     from hutch.server.settings import ServerSettings
 
 
@@ -52,8 +53,10 @@ class Service:
         self.timings: dict[str, Timing] = {}
         # CPU seconds of a box at the last look: (when, how many).
         self.cpu: dict[str, tuple[float, float]] = {}
-        # Set, and replaced, whenever a box was started through this server.
-        self._started: dict[str, anyio.Event] = {}
+        # Clients of main commands that have not been started yet, by box.
+        self.early: dict[str, Attachment] = {}
+        # Boxes that the idle policy is stopping; set when that is done.
+        self._stopping: dict[str, anyio.Event] = {}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[TaskGroup]:
@@ -84,6 +87,8 @@ class Service:
         the idle policy has stopped."""
         box = await self.box(key)
         self.touch(box.id)
+        while (stopping := self._stopping.get(box.id)) is not None:
+            await stopping.wait()
         mark = self.marks.get(box.id)
         if mark is not None and mark.idle_stopped:
             info = await box.info()
@@ -96,27 +101,32 @@ class Service:
     async def start(self, box: Box) -> None:
         """Start a box."""
         begin = time.monotonic()
+        client = self.early.get(box.id)
         try:
-            await box.start()
+            await (box.start() if client is None else client.start_main())
         except HutchError:
             self.counters.failed += 1
             raise
         self.timings.setdefault(box.id, Timing()).start = int((time.monotonic() - begin) * 1000)
         self.touch(box.id)
         self.settle(box.id)
-        self._started.pop(box.id, anyio.Event()).set()
+
+    async def stop_idle(self, box: Box, still_due: Callable[[], bool]) -> None:
+        """Stop a box for the idle policy. A use that comes meanwhile waits, and then starts it again."""
+        self._stopping[box.id] = anyio.Event()
+        try:
+            if still_due():
+                self.marks.set_idle_stopped(box.id, True, time.time())
+                await box.stop()
+                self.executions.box_ended(box.id)
+        finally:
+            self._stopping.pop(box.id).set()
 
     def settle(self, box_id: str) -> None:
         """The box was started or stopped on request: the idle policy has no part in its state any more."""
         mark = self.marks.get(box_id)
         if mark is not None and mark.idle_stopped:
             self.marks.set_idle_stopped(box_id, False, time.time())
-
-    async def next_start(self, box_id: str, seconds: float) -> None:
-        """Wait for the next start of a box through this server, at most so long (others may start it too)."""
-        event = self._started.setdefault(box_id, anyio.Event())
-        with anyio.move_on_after(seconds):
-            await event.wait()
 
     async def remove(self, box: Box, *, force: bool) -> None:
         """Remove a box and all that the server knows of it."""
@@ -133,7 +143,6 @@ class Service:
         self.timings.pop(box_id, None)
         self.cpu.pop(box_id, None)
         self.executions.forget_box(box_id)
-        self._started.pop(box_id, anyio.Event()).set()
 
 
 def service_of(connection: HTTPConnection) -> Service:

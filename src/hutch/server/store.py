@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import sqlite3
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from hutch.errors import DatabaseError
+from hutch.errors import ConfigError, DatabaseError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+TRANSIT = "transit-"
+"""What the names of folders begin with that hold files on their way."""
 
 _BUSY_SECONDS = 10.0
 
@@ -24,11 +29,16 @@ class Mark(msgspec.Struct, gc=False):
 
 
 class Marks:
-    """The marks of all boxes, in memory and, with `flush`, on disk (readable by the owner only)."""
+    """The marks of all boxes, in memory and, with `flush`, on disk (readable by the owner only). One server at a time
+    has them. Raises `ConfigError` or `DatabaseError`."""
 
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = (folder / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in folder.glob(f"{TRANSIT}*"):  # by a server that was killed
+                shutil.rmtree(left, ignore_errors=True)
             path = folder / "server.db"
             path.touch(mode=0o600)
             os.chmod(path, 0o600)
@@ -39,6 +49,8 @@ class Marks:
                 " (box TEXT PRIMARY KEY, at REAL NOT NULL, idle_stopped INTEGER NOT NULL) WITHOUT ROWID"
             )
             rows = self._db.execute("SELECT box, at, idle_stopped FROM marks").fetchall()
+        except BlockingIOError:
+            raise ConfigError(f"another server uses {folder.parent} already; stop it, or choose another home") from None
         except (OSError, sqlite3.Error) as error:
             raise DatabaseError(f"the server's records in {folder} cannot be opened: {error}") from error
         self._marks = {box: Mark(at, bool(stopped)) for box, at, stopped in rows}
@@ -93,3 +105,4 @@ class Marks:
             self.flush()
         finally:
             self._db.close()
+            self._lock.close()

@@ -8,12 +8,16 @@ A WebSocket application cannot send a Ping; but the Pong that answers one is the
 from __future__ import annotations
 
 import asyncio
+import secrets
 import struct
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
+
+from hutch.errors import InvalidArgumentError
+from hutch.server.envelope import envelope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +66,13 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._disarm()
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        error = envelope(InvalidArgumentError(msg), secrets.token_hex(8))
+        lines = [b"HTTP/1.1 400 Bad Request", b"connection: close"]
+        lines += [name + b": " + value for name, value in error.raw_headers]
+        self.transport.write(b"\r\n".join([*lines, b"", error.body]))
+        self.transport.close()
 
     def _count(self, size: int) -> None:
         self._head += size
@@ -190,6 +201,11 @@ class ReceiptedWebSocket(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if hasattr(self, "scope"):
             self.scope["extensions"][RECEIPTS] = self.receipts  # type: ignore[assignment]  # it is ours
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            self.handshake_complete = True  # by a refusal; uvicorn would take it for a forgotten one
 
     def handle_pong(self, event: Frame) -> None:
         payload = bytes(event.data)

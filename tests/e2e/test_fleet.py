@@ -1,0 +1,174 @@
+"""API and runner as separate processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from hutch.errors import (
+    AlreadyExistsError,
+    EngineError,
+    ExecError,
+    HutchError,
+    NotFoundError,
+    UnauthenticatedError,
+    UpstreamUnavailableError,
+)
+from hutch.runtime.runtime import LocalRuntime
+from hutch.sdk.remote import RemoteRuntime
+from hutch.types import BoxState
+from tests.e2e.conftest import KEY, Fleet, joined, runner_process
+from tests.runtime.conftest import IMAGE
+from tests.runtime.helpers import Sink, in_time, sh, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hutch.sdk.remote_box import RemoteBox
+    from tests.remote.processes import Process
+
+pytestmark = [pytest.mark.root, pytest.mark.anyio]
+
+LAST = 200_000
+
+
+def numbers(last: int = LAST) -> bytes:
+    """What ``seq 1 last`` writes."""
+    return b"".join(b"%d\n" % n for n in range(1, last + 1))
+
+
+async def test_the_path_check_bites(fleet: Fleet, runtime: RemoteRuntime, tmp_path: Path, images: Path) -> None:
+    await runtime.create(IMAGE)
+    fleet.check_path()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "images").symlink_to(images)
+    async with LocalRuntime(other) as local:
+        bypassing = await local.create(IMAGE)
+        fleet.made.add(bypassing.id)
+        with pytest.raises(AssertionError, match="never passed the runner"):
+            fleet.check_path()
+        fleet.made.discard(bypassing.id)
+        await bypassing.remove()
+
+
+async def test_a_box_lives_on_the_runner(fleet: Fleet, runtime: RemoteRuntime, tmp_path: Path) -> None:
+    box = await runtime.create(IMAGE, name="far", labels={"a": "b"})
+    assert box.id in fleet.journal()
+    result = await box.run(*sh("read x; echo $x; echo err >&2; exit 3"), input=b"in\n")
+    assert (result.stdout, result.stderr, result.exit_code) == (b"in\n", b"err\n", 3)
+    with pytest.raises(ExecError, match="nope"):
+        await box.run("nope")
+    await box.files.write("/data", b"text")
+    assert await box.files.read("/data") == b"text"
+    assert (await runtime.get("far")).id == (await runtime.get(box.id[:6])).id == box.id
+    assert [info.id for info in await runtime.list(labels={"a": "b"})] == [box.id]
+    assert await runtime.list(labels={"a": "c"}) == []
+    with pytest.raises(AlreadyExistsError):
+        await runtime.create(IMAGE, name="far")
+    twin = await box.clone("twin")
+    assert (await twin.run("cat", "/data")).stdout == b"text"
+    await box.export(tmp_path / "box.tar")
+    third = await runtime.import_box(tmp_path / "box.tar", name="third")
+    assert (await third.run("cat", "/data")).stdout == b"text"
+    await box.remove(force=True)
+    with pytest.raises(NotFoundError):
+        await runtime.get("far")
+    again = await runtime.create(IMAGE, name="far")
+    assert {again.id, twin.id, third.id} <= fleet.journal()
+
+
+async def test_volumes_images_and_a_main_command(fleet: Fleet, runtime: RemoteRuntime) -> None:
+    from hutch.types import Mount
+
+    assert [image.references for image in await runtime.images.list()] == [(IMAGE,)]
+    await runtime.volumes.create("shared")
+    assert [volume.name for volume in await runtime.volumes.list()] == ["shared"]
+    job = await runtime.create(
+        IMAGE, command=sh("echo kept > /v/file; seq 1 5; exit 7"), mounts=[Mount(target="/v", volume="shared")]
+    )
+    sink = Sink()
+    result = await (await job.start_attached(stdout=sink)).wait()
+    assert (bytes(sink.data), result.exit_code, await job.wait()) == (numbers(5), 7, 7)
+    assert b"".join([entry.data async for entry in job.logs()]) == numbers(5)
+    await job.remove()
+    await runtime.volumes.remove("shared")
+    with pytest.raises(NotFoundError):
+        await runtime.volumes.get("shared")
+
+
+@pytest.mark.parametrize("who", ["api", "runner", "both"])
+async def test_killed_in_mid_stream_and_started_again_nothing_is_lost(
+    fleet: Fleet, runtime: RemoteRuntime, box: RemoteBox, who: str
+) -> None:
+    victims = [fleet.api, fleet.runner] if who == "both" else [getattr(fleet, who)]
+    sink = Sink()
+    script = f"echo run >> /runs; seq 1 {LAST}; read x; echo $x; seq 1 {LAST}; exit 44"
+    execution = await box.exec(*sh(script), stdin=True, stdout=sink)
+    with in_time(40):
+        for size in (1000, 500_000):
+            await until(lambda size=size: len(sink.data) > size)
+            for victim in victims:
+                victim.kill()
+            for victim in victims:
+                victim.start()
+        await execution.stdin.write(b"between\n")
+        result = await execution.wait()
+        await joined(runtime)
+    assert bytes(sink.data) == numbers() + b"between\n" + numbers()
+    assert (result.exit_code, result.truncated) == (44, False)
+    assert await box.files.read("/runs") == b"run\n"
+
+
+async def test_without_a_runner_nothing_is_made_here(fleet: Fleet, runtime: RemoteRuntime, box: RemoteBox) -> None:
+    fleet.runner.kill()
+    with in_time(30):
+        with pytest.raises(UpstreamUnavailableError):
+            await box.run("true")
+
+        async def refused() -> bool:
+            try:
+                await runtime.create(IMAGE)
+            except EngineError:
+                return True
+            except HutchError:
+                return False
+            raise AssertionError("a box was made without a runner")
+
+        await until(refused)
+        assert [info.state for info in await runtime.list()] == [BoxState.UNKNOWN]
+        fleet.runner.start()
+        await joined(runtime)
+        assert (await box.run("echo", "back")).stdout == b"back\n"
+
+
+async def test_the_runner_with_the_fewest_boxes_gets_the_next(
+    fleet: Fleet, runtime: RemoteRuntime, tmp_path: Path, images: Path
+) -> None:
+    second = tmp_path / "second"
+    second.mkdir(mode=0o700)
+    (second / "images").symlink_to(images)
+    with runner_process(fleet.api, second) as process:
+        await joined(runtime, 2)
+        for _ in range(4):
+            await (await runtime.create(IMAGE)).start()
+        other = Fleet(fleet.api, process, second).journal()
+        assert len(other) == 2
+        fleet.homes.append(second)
+        for info in await runtime.list():
+            await runtime.remove(info.id, force=True)
+
+
+async def test_keys_and_tokens(api: Process, fleet: Fleet) -> None:
+    for key in (None, "wrong", "a-token-for-runners"):
+        async with RemoteRuntime(api.url, key) as runtime:
+            with pytest.raises(UnauthenticatedError):
+                await runtime.list()
+    async with RemoteRuntime(fleet.runner.url, KEY) as past:  # a client's key opens no runner
+        with pytest.raises(UnauthenticatedError):
+            await past.list()
+        with pytest.raises(UnauthenticatedError):
+            await past.http.call("POST", "/v1/x/runners", object, {})
+    await anyio.lowlevel.checkpoint()

@@ -1,0 +1,78 @@
+"""What the relay lets through."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hutch.core import agentproto as proto
+from hutch.core.frames import FrameError, encode
+from hutch.core.relay import Downward, Upward
+
+ME, OTHER = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
+HELLO = struct.pack("<IIII", 1, 512 * 1024, 1, 0)
+MAY = [
+    proto.attach(ME, {1: 0}, req=1),
+    proto.detach(ME, [1]),
+    proto.ack(ME, 1, 5),
+    proto.stdin(ME, b"x"),
+    proto.stdin_eof(ME),
+    proto.signal(ME, 9, req=2),
+    proto.resize(ME, 1, 1, req=3),
+    proto.simple(proto.Request.FORGET, req=0, exec_id=ME),
+]
+MAY_NOT = [
+    proto.start(ME, ["true"], req=1, env={}),
+    proto.signal(OTHER, 9, req=1),
+    proto.stdin(OTHER, b"x"),
+    proto.attach("", {}, req=1),
+    proto.poweroff(0, 0, req=1),
+    *(proto.simple(kind, req=1, exec_id=ME) for kind in (proto.Request.LIST, proto.Request.STATS, proto.Request.SHM)),
+    b"\xff" * 24,
+]
+
+
+@given(st.permutations(MAY), st.lists(st.integers(0, 400)))
+def test_what_a_watcher_may_ask_passes_unchanged_however_it_is_cut(frames: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(frames)
+    gate = Upward(ME, HELLO)
+    edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    assert b"".join(gate.feed(data[a:b])[0] for a, b in itertools.pairwise(edges)) == data
+
+
+@pytest.mark.parametrize("frame", MAY_NOT)
+def test_nothing_else_passes(frame: bytes) -> None:
+    with pytest.raises(FrameError):
+        Upward(ME, HELLO).feed(frame)
+
+
+@pytest.mark.parametrize("frame", MAY[3:])
+def test_who_may_only_read_changes_nothing(frame: bytes) -> None:
+    with pytest.raises(FrameError):
+        Upward(ME, HELLO, reading=True).feed(frame)
+
+
+def test_hello_and_ping_are_answered_by_the_relay() -> None:
+    onward, answers = Upward(ME, HELLO).feed(proto.hello(7) + encode(proto.Request.PING, b"hi", req=8))
+    masked = struct.pack("<IIII", 1, 512 * 1024, 0, 0)
+    assert onward == b""
+    assert answers == encode(proto.Reply.HELLO_OK, masked, req=7) + encode(proto.Reply.PONG, b"hi", req=8)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode(proto.Reply.DATA, b"12345678x", stream=1, exec_id=OTHER),
+        encode(proto.Reply.RANGE, b"", stream=1, exec_id=ME),
+        encode(proto.Reply.EXECS, b"", req=1),
+        encode(proto.Reply.OK, b"", req=0),
+        encode(99, b"", exec_id=ME),
+    ],
+)
+def test_an_agent_that_speaks_of_something_else_is_cut_off(frame: bytes) -> None:
+    with pytest.raises(FrameError):
+        Downward(ME).feed(frame)
