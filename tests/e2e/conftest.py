@@ -9,7 +9,7 @@ import pytest
 
 from hutch.sdk.remote import RemoteRuntime
 from tests.remote.processes import Process
-from tests.runtime.conftest import IMAGE, home, images
+from tests.runtime.conftest import IMAGE, images
 from tests.runtime.helpers import in_time, until
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hutch.sdk.remote_box import RemoteBox
 
-__all__ = ["home", "images"]
+__all__ = ["images"]
 
 KEY = "a-key-for-clients"
 JOIN = "a-token-for-runners"
@@ -54,10 +54,28 @@ class Recording(RemoteRuntime):
         return super().handle(info)
 
 
-@pytest.fixture
-def api(tmp_path: Path, images: Path) -> Iterator[Process]:
-    """An API process on a fresh database."""
-    options = ("--database", tmp_path / "fleet.db", "--port", "{port}", "--api-key", KEY, "--token", JOIN)
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """The runner's home, which shares the images."""
+    home = tmp_path_factory.mktemp("runner") / "home"
+    home.mkdir(mode=0o700)
+    (home / "images").symlink_to(images)
+    return home
+
+
+@pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """An API process on a fresh database; who kills it starts it again."""
+    options = (
+        "--database",
+        tmp_path_factory.mktemp("api") / "fleet.db",
+        "--port",
+        "{port}",
+        "--api-key",
+        KEY,
+        "--token",
+        JOIN,
+    )
     with Process("-m", "hutch.fleet", "api", *options) as process:
         yield process
 
@@ -68,13 +86,19 @@ def runner_process(api: Process, home: Path) -> Process:
     return Process("-m", "hutch.fleet", "runner", *options)
 
 
+@pytest.fixture(scope="session")
+def runner(api: Process, home: Path) -> Iterator[Process]:
+    """A runner process; who kills it starts it again."""
+    with runner_process(api, home) as process:
+        yield process
+
+
 @pytest.fixture
-def fleet(api: Process, home: Path) -> Iterator[Fleet]:
+def fleet(api: Process, runner: Process, home: Path) -> Iterator[Fleet]:
     """API and runner. At the end every box must have passed the runner."""
-    with runner_process(api, home) as runner:
-        fleet = Fleet(api, runner, home)
-        yield fleet
-        fleet.check_path()
+    fleet = Fleet(api, runner, home)
+    yield fleet
+    fleet.check_path()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import anyio
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
 LAST = 200_000
+
+
+def _longer(sink: Sink, size: int) -> bool:
+    return len(sink.data) > size
 
 
 def numbers(last: int = LAST) -> bytes:
@@ -109,7 +114,7 @@ async def test_killed_in_mid_stream_and_started_again_nothing_is_lost(
     execution = await box.exec(*sh(script), stdin=True, stdout=sink)
     with in_time(40):
         for size in (1000, 500_000):
-            await until(lambda size=size: len(sink.data) > size)
+            await until(functools.partial(_longer, sink, size))
             for victim in victims:
                 victim.kill()
             for victim in victims:

@@ -10,22 +10,31 @@ import pytest
 from hutch.sdk.remote import RemoteRuntime
 from tests.remote.lines import Lines
 from tests.remote.processes import Process
-from tests.runtime.conftest import IMAGE, home, images
+from tests.runtime.conftest import IMAGE, images
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from hutch.sdk.remote_box import RemoteBox
 
-__all__ = ["home", "images"]
+__all__ = ["images"]
 
 TOKEN = "a-token-for-tests"
 SERVER = Path(__file__).with_name("server.py")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """A home that shares the images. One for all tests: a server takes long to start, compared to a runtime."""
+    home = tmp_path_factory.mktemp("served") / "home"
+    home.mkdir(mode=0o700)
+    (home / "images").symlink_to(images)
+    return home
+
+
+@pytest.fixture(scope="session")
 def server(home: Path) -> Iterator[Process]:
-    """A server process over the fresh home."""
+    """A server process over the home; who kills it starts it again."""
     with Process(SERVER, str(home), "{port}", TOKEN) as process:
         yield process
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from typing import TYPE_CHECKING
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
 LAST = 200_000
+
+
+def _longer(sink: Sink, size: int) -> bool:
+    return len(sink.data) > size
 
 
 def numbers(last: int = LAST) -> bytes:
@@ -125,7 +130,7 @@ async def test_killing_the_server_in_mid_stream_loses_nothing(
     execution = await box.exec(*sh(script), stdin=True, stdout=sink)
     with in_time(40):
         for size in (1000, 500_000):
-            await until(lambda size=size: len(sink.data) > size)
+            await until(functools.partial(_longer, sink, size))
             server.kill()
             server.start()
         await execution.stdin.write(b"between\n")

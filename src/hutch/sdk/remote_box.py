@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -16,7 +14,6 @@ from hutch.core import ids
 from hutch.errors import (
     HutchError,
     InvalidArgumentError,
-    InvalidStateError,
     NotFoundError,
     StorageError,
     UpstreamUnavailableError,
@@ -33,19 +30,16 @@ from hutch.runtime.checks import (
     check_whole,
     quoted,
 )
-from hutch.runtime.execution import COLLECT_LIMIT, DISCARD, Host
+from hutch.runtime.execution import COLLECT_LIMIT, DISCARD
 from hutch.runtime.files import BoxFiles
 from hutch.runtime.follow import follow_log
 from hutch.runtime.home import new_id
 from hutch.runtime.lives import MAIN
-from hutch.runtime.logs import Record
 from hutch.sdk.remote_channel import dial
-from hutch.sdk.remote_execution import RemoteExecution, connect
-from hutch.sdk.remote_http import ConnectionFailed
-from hutch.sdk.remote_link import RemoteLink
 from hutch.sdk.remote_snapshots import RemoteSnapshots
-from hutch.sdk.remote_wire import ExecBody, Launched, NameBody, SignalBody, StartBody, StopBody, Waited
-from hutch.types import BoxInfo, BoxState, BoxStats, ExecInfo
+from hutch.sdk.remote_watching import Owner, WatchedBox
+from hutch.sdk.remote_wire import NameBody, SignalBody, StartBody, StopBody, Waited
+from hutch.types import BoxInfo, BoxStats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -55,8 +49,7 @@ if TYPE_CHECKING:
 
     from hutch.core.sinks import Sink
     from hutch.runtime.command import Command
-    from hutch.runtime.execution import LocalExecution
-    from hutch.sdk.remote_http import Http
+    from hutch.sdk.remote_execution import RemoteExecution
     from hutch.types import LogEntry, Result
 
 _MAX_POSITION = (1 << 64) - 1
@@ -64,44 +57,18 @@ _MAX_POSITION = (1 << 64) - 1
 _WAIT_SECONDS = 20.0
 
 
-class Owner(Protocol):
-    """What a box needs of its runtime."""
-
-    http: Http
-    budget: float
-
-    def spawn(self, function: Callable[..., Any], *args: Any) -> None: ...
-
-    def disown(self, box_id: str) -> None: ...
-
-    def removed(self, box_id: str) -> None: ...
-
-    def ends(self, box_id: str) -> bool | None: ...
-
-    def handle(self, info: BoxInfo) -> RemoteBox: ...
-
-
-class RemoteBox:
+class RemoteBox(WatchedBox):
     """A handle on one box. Implements `hutch.sdk.base.Box`."""
 
     def __init__(self, runtime: Owner, info: BoxInfo) -> None:
-        self.id = info.id
-        self.name = info.name
+        super().__init__(runtime, info)
         self.files = BoxFiles(self)
-        self.path = f"/v1/x/boxes/{quote(info.id, safe='')}"
         self.snapshots = RemoteSnapshots(runtime.http, self.path)
-        self._runtime = runtime
-        self._http = runtime.http
-        self._executions: set[LocalExecution] = set()
 
     def __repr__(self) -> str:
         return f"<hutch box {self.id}{f' {self.name!r}' if self.name else ''} at {self._http.url}>"
 
     # Life.
-
-    async def info(self) -> BoxInfo:
-        """Return the record and the state of the box."""
-        return await self._http.get(self.path, BoxInfo)
 
     async def start(self) -> None:
         """Start the box and its main command. Nothing happens when it runs."""
@@ -279,10 +246,6 @@ class RemoteBox:
             sinks={stream: sink for stream, sink in sinks.items() if sink is not None},
         )
 
-    async def executions(self) -> list[ExecInfo]:
-        """List the executions that the box knows: those that run, and those that ended in the last minutes."""
-        return await self._http.get(f"{self.path}/executions", list[ExecInfo])
-
     async def stats(self) -> BoxStats:
         """Measure what the box uses."""
         return await self._http.get(f"{self.path}/stats", BoxStats)
@@ -312,45 +275,6 @@ class RemoteBox:
 
     # What other parts of the product use.
 
-    async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> int:
-        """Start a command without watching it. See `hutch.runtime.box.LocalBox.launch`."""
-        env = options.pop("env", None)
-        body = ExecBody(id=exec_id, command=command, env=dict(env or {}), **options)
-        unsure = False
-
-        async def attempt() -> Launched:
-            nonlocal unsure
-            try:
-                return await self._http.call("POST", f"{self.path}/exec", Launched, body)
-            except ConnectionFailed:
-                unsure = True
-                raise
-            except InvalidStateError:
-                if unsure:  # the first attempt was carried out after all
-                    for execution in await self.executions():
-                        if execution.id == exec_id:
-                            return Launched(pid=execution.pid)
-                raise
-
-        launched: Launched = await self._http.repeat(attempt)
-        return launched.pid
-
-    async def launch_main(self, rows: int, cols: int) -> None:
-        """See `hutch.runtime.box.LocalBox.launch_main`."""
-        await self._post("start", StartBody(fresh=True, rows=rows, cols=cols))
-
-    async def signal_execution(self, exec_id: str, signum: int) -> None:
-        """See `hutch.runtime.box.LocalBox.signal_execution`."""
-        await self._post(f"executions/{quote(exec_id, safe='')}/signal", SignalBody(signal=signum))
-
-    async def log_records(self) -> list[Record]:
-        """What the log of the main command holds, oldest first."""
-        return await self._http.get(f"{self.path}/log", list[Record])
-
-    async def connect_relay(self, exec_id: str, watcher: str) -> RemoteLink:
-        """Connect to the execution's relay, to be the relay before it."""
-        return RemoteLink(await dial(self._http, self.id, exec_id, watcher))
-
     async def start_file_op(self, op: proto.FileOp, path: str, **options: Any) -> RemoteExecution:
         """Start a file operation of the agent: an execution like any other."""
         if not check_text("the path", path):
@@ -363,15 +287,7 @@ class RemoteBox:
             self._runtime.spawn(self._kill_unseen, execution.id)
         await execution.close()
 
-    def runtime_closed(self) -> None:
-        """End every wait."""
-        for execution in list(self._executions):
-            execution.runtime_closed()
-
     # Private methods.
-
-    async def _post(self, verb: str, body: object = None) -> None:
-        await self._http.call("POST", f"{self.path}/{verb}", object, body)
 
     async def _start(
         self,
@@ -425,69 +341,3 @@ class RemoteBox:
             if not isinstance(error, HutchError) or isinstance(error, UpstreamUnavailableError):
                 self._runtime.spawn(self._kill_unseen, exec_id)
             raise
-
-    async def _watch(
-        self,
-        exec_id: str,
-        *,
-        tty: bool,
-        stdin: bool,
-        sinks: Mapping[int, Sink | object],
-        pid: int = 0,
-        after: tuple[int, int] = (0, 0),
-        collect: int | None = None,
-        on_exit: Callable[[Result], Any] | None = None,
-    ) -> RemoteExecution:
-        reconnect = functools.partial(connect, self._http, self.id, exec_id, new_id(), self._runtime.budget)
-        channel = await reconnect()
-        if channel is None:
-            raise UpstreamUnavailableError(
-                f"box {self.name or self.id} ended before execution {exec_id} could be watched"
-            )
-        host = Host(
-            box=self.id,
-            reconnect=reconnect,
-            spawn=self._runtime.spawn,
-            oom_kills=lambda: None,
-            paused=lambda: False,
-            forget=self._forget,
-        )
-        execution = RemoteExecution(
-            host,
-            channel,
-            exec_id,
-            tty=tty,
-            stdin=stdin,
-            collect_limit=COLLECT_LIMIT if collect is None else collect,
-            on_exit=on_exit,
-        )
-        execution.probe = self._probe
-        execution.forget = collect is not None
-        self._executions.add(execution)
-        execution.rewind({proto.STDOUT: after[0], proto.STDERR: after[1]})
-        try:
-            for stream, sink in sinks.items():
-                execution.set_sink(stream, sink)
-            if collect is not None:
-                execution.set_collectors()
-            await execution.begin(pid)
-        except BaseException:
-            await execution.close()
-            raise
-        return execution
-
-    def _forget(self, execution: LocalExecution) -> None:
-        self._executions.discard(execution)
-        execution.close_channel()
-
-    async def _probe(self) -> list[ExecInfo]:
-        if (await self.info()).state is BoxState.PAUSED:  # who is frozen cannot answer
-            return []
-        return await self.executions()
-
-    async def _kill_unseen(self, exec_id: str) -> None:
-        """Kill what nobody waits for any more; the request to start it may still be on its way."""
-        for pause in (0.0, 0.2, 1.0):
-            await anyio.sleep(pause)
-            with contextlib.suppress(HutchError):
-                return await self.signal_execution(exec_id, 9)

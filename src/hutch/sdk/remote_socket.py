@@ -53,12 +53,14 @@ class WebSocket(asyncio.Protocol):
         `ConnectionFailed`."""
         this = cls("ws" + url.removeprefix("http"), headers)
         uri = this._protocol.uri
+        dialled = False
         try:
             with anyio.fail_after(_DIAL_SECONDS):
                 await asyncio.get_running_loop().create_connection(
                     lambda: this, uri.host, uri.port, ssl=True if uri.secure else None
                 )
                 await this._opened
+            dialled = True
         except (OSError, TimeoutError) as error:
             raise ConnectionFailed(f"{url} does not answer: {error or 'no answer in time'}") from None
         except InvalidStatus as error:
@@ -66,7 +68,7 @@ class WebSocket(asyncio.Protocol):
         except InvalidHandshake as error:
             raise ConnectionFailed(f"{url} answered what is no WebSocket handshake: {error}") from None
         finally:
-            if this._protocol.state is not State.OPEN:
+            if not dialled:
                 this.close()
         return this
 
