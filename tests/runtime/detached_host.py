@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 
 import anyio
-import anyio.to_thread
 
 import hutch
 
@@ -24,9 +24,13 @@ def put(data: bytes) -> None:
 
 
 class Out:
-    """Standard output as a sink with a blocking ``write``."""
+    """Standard output as a sink with a blocking ``write``: what it has returned from is acknowledged, no more."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
 
     def write(self, data: bytes) -> None:
+        self.open.wait()
         put(data)
 
 
@@ -36,11 +40,10 @@ async def main(*arguments: str) -> None:
     async with hutch.Runtime.local(home) as runtime:
         box = await runtime.create(image, detach=True)
         await box.start()
-        execution = await box.exec(*command)
-        put(f"{box.id} {execution.id}\n".encode())
         out = Out()
-        async for chunk in execution.stdout:
-            await anyio.to_thread.run_sync(out.write, chunk)
+        execution = await box.exec(*command, stdout=out)
+        put(f"{box.id} {execution.id}\n".encode())
+        out.open.set()
         await execution.wait()
         await anyio.sleep_forever()
 
