@@ -29,7 +29,7 @@ def test_contract_with_subordinate_ids(ordinary_user: OrdinaryUser) -> None:
 def test_contract_with_a_single_id(ordinary_user: OrdinaryUser) -> None:
     """Without newuidmap a box has the id 0 alone; all else holds."""
     programs = ordinary_user.folder("bin")
-    for name in ("busybox", "cp", "du", "env", "mv", "rm"):
+    for name in ("busybox", "cp", "du", "env", "mv", "rm", "setpriv"):
         program = shutil.which(name)
         assert program is not None
         (programs / name).symlink_to(program)

@@ -107,8 +107,8 @@ class Lives:
         async with self.holding(box_id) as current:
             return current
 
-    async def resume_forsaken(self, box_id: str) -> None:
-        """Set a frozen box going again, if the process that froze it has died: then nobody holds the box.
+    async def settle_forsaken(self, box_id: str) -> None:
+        """Set a frozen box going again, or finish its stop, if the process at it has died: then nobody holds the box.
 
         Raises `DeadlineError` when somebody does.
         """
@@ -390,7 +390,8 @@ class Lives:
         directory = self._home.box(record.id)
         if record.state not in ALIVE:
             return record
-        if self._engine.observe(directory).running:
+        # One that is being stopped while nobody holds it was left by a process that died: its stop is finished here.
+        if self._engine.observe(directory).running and record.state is not BoxState.STOPPING:
             if record.state is BoxState.PAUSED:
                 await self._engine.thaw(directory)
                 record = self._save(record, Event.RESUME)

@@ -299,8 +299,8 @@ class LocalRuntime:
         """Bring the home to order after processes that died: mark boxes that are gone, remove what nobody owns."""
         for record in self.store.list_boxes(*ALIVE):
             with contextlib.suppress(HutchError):
-                if record.state is BoxState.PAUSED:
-                    await self.lives.resume_forsaken(record.id)
+                if record.state in (BoxState.PAUSED, BoxState.STOPPING):
+                    await self.lives.settle_forsaken(record.id)
                 elif not self.engine.observe(self.home.box(record.id)).running:
                     await self.lives.refresh(record.id)
         for record in self.store.list_boxes_to_remove():
