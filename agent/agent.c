@@ -17,6 +17,8 @@
 #include "mainlog.h"
 #include "power.h"
 
+enum { ENDING_MS = 1 };
+
 static struct source child_signal;
 
 /* SIGCHLD only says "look": anyone in the box may send it, and several merge into one. */
@@ -73,7 +75,10 @@ int agent_run(const struct agent_options *options)
     if (options->ready_fd >= 0)
         close(options->ready_fd);
     do {
-        loop_turn();
+        loop_turn(-1);
+        /* Nearly always its end follows within microseconds, and what is said of it then travels as one message. */
+        if (exec_ending())
+            loop_turn(ENDING_MS);
         exec_retain();
         conn_flush_all();
         loop_clean();

@@ -30,6 +30,7 @@ static char evicted[EVICTED_IDS][ID_SIZE];
 static size_t evicted_next;
 static size_t kept_count, kept_bytes;
 static struct timer age;
+static bool ending;
 
 static struct exec **bucket(const char *id)
 {
@@ -224,9 +225,19 @@ bool exec_children_left(void)
     return waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0;
 }
 
+bool exec_ending(void)
+{
+    bool was = ending;
+    ending = false;
+    return was;
+}
+
 void exec_check_done(struct exec *exec)
 {
-    if (exec->done || exec->state != EXEC_EXITED || exec->out[0].open || exec->out[1].open)
+    if (exec->done || exec->out[0].open || exec->out[1].open)
+        return;
+    ending = exec->state == EXEC_RUNNING;
+    if (exec->state != EXEC_EXITED)
         return;
     exec->done = true;
     exec->done_ms = loop_now();

@@ -83,6 +83,7 @@ void exec_insert(struct exec *exec);
 void exec_drop(struct exec *exec);        /* a start that failed: as if it had never been */
 void exec_begin(struct exec *exec);       /* the command runs */
 void exec_check_done(struct exec *exec);  /* a stream has ended */
+bool exec_ending(void);                    /* whether the outputs of a command have ended since the last call, and it has not */
 void exec_forget(struct exec *exec);      /* release a finished execution; watchers that lack bytes are told by GAP */
 void exec_reap(void);                     /* collect ended children */
 bool exec_signal(struct exec *exec, int signal); /* to the whole process group */

@@ -118,13 +118,15 @@ void loop_clean(void)
     list_init(&graves);
 }
 
-void loop_turn(void)
+void loop_turn(int most_ms)
 {
     int timeout = -1;
     if (next_due != UINT64_MAX) {
         read_clock();
         timeout = next_due <= now ? 0 : next_due - now > INT_MAX ? INT_MAX : (int)(next_due - now);
     }
+    if (most_ms >= 0 && (timeout < 0 || timeout > most_ms))
+        timeout = most_ms;
     struct epoll_event events[BATCH];
     int count = epoll_wait(epoll_fd, events, BATCH, timeout);
     read_clock();

@@ -39,8 +39,8 @@ static inline uint64_t saturate(uint64_t a, uint64_t b) { return a + b < a ? UIN
 /* Free, at the end of the turn, an object whose first member is this unlinked link: events of this turn may still point into it. */
 void loop_free(struct link *object);
 
-/* Wait for events and timers once, and handle them. */
-void loop_turn(void);
+/* Wait for events and timers once, for at most so many milliseconds (-1: as long as it takes), and handle them. */
+void loop_turn(int most_ms);
 
 /* The end of a turn: frees what loop_free was given. */
 void loop_clean(void);

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 import anyio
 import pytest
@@ -12,9 +13,6 @@ import pytest
 from hutch.errors import EngineError
 from hutch.host import cgroup
 from hutch.types import Limits
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def _sleeper() -> subprocess.Popen[bytes]:
@@ -30,7 +28,7 @@ def _folder(tmp_path: Path, version: Literal[1, 2], files: dict[str, str]) -> cg
     path.mkdir()
     for name, text in files.items():
         (path / name).write_text(text)
-    return cgroup.Group((cgroup.Parent(path, version, frozenset(cgroup.CONTROLLERS)),))
+    return cgroup.Group((cgroup.Parent(str(path), version, frozenset(cgroup.CONTROLLERS)),))
 
 
 def test_version_2_files(tmp_path: Path) -> None:
@@ -46,12 +44,12 @@ def test_version_2_files(tmp_path: Path) -> None:
         "pids.current": "7\n",
     }
     group = _folder(tmp_path, 2, files)
-    path = group.members[0].path
+    path = Path(group.members[0].path)
     assert group.create(LIMITS) == ()
     assert (path / "cpu.max").read_text() == "200000 100000"
     assert (path / "pids.max").read_text() == "10"
     assert (path / "memory.swap.max").read_text() == "0"
-    assert group.doors() == (path / "cgroup.procs",)
+    assert group.doors() == (str(path / "cgroup.procs"),)
     assert group.usage() == cgroup.Measured(
         memory_bytes=4_000_000, memory_limit_bytes=64 << 20, cpu_seconds=2.5, pids=7, oom_kills=2
     )
@@ -73,12 +71,12 @@ def test_version_1_files(tmp_path: Path) -> None:
         "pids.current": "3\n",
     }
     group = _folder(tmp_path, 1, files)
-    path = group.members[0].path
+    path = Path(group.members[0].path)
     assert group.create(LIMITS) == ()
     assert (path / "cpu.cfs_quota_us").read_text() == "200000"
     assert (path / "devices.deny").read_text() == "a"
     assert (path / "memory.swappiness").read_text().startswith("0"), "no memsw here: the box must not swap"
-    assert group.doors() == (path / "tasks",)
+    assert group.doors() == (str(path / "tasks"),)
     assert group.usage() == cgroup.Measured(
         memory_bytes=4_000_000, memory_limit_bytes=64 << 20, cpu_seconds=1.5, pids=3, oom_kills=4
     )
@@ -109,7 +107,7 @@ def test_a_real_group_kills_and_goes() -> None:
             assert group.create(Limits(pids=5)) == ()
             with _sleeper() as child:
                 for door in group.doors():
-                    door.with_name("cgroup.procs").write_text(str(child.pid))
+                    Path(door).with_name("cgroup.procs").write_text(str(child.pid))
                 assert group.usage().pids == 1
                 if group.can_freeze():
                     await group.freeze(True)
@@ -117,7 +115,7 @@ def test_a_real_group_kills_and_goes() -> None:
                 assert child.wait() == -9
         finally:
             await group.remove()
-        assert not any(member.path.exists() for member in group.members)
+        assert not any(Path(member.path).exists() for member in group.members)
 
     anyio.run(main)
 
@@ -129,13 +127,13 @@ def test_version_2_freezes_and_goes(tmp_path: Path) -> None:
     if not mounts or not os.access(mounts[0], os.W_OK):
         pytest.skip("no version 2 hierarchy here")
     path = mounts[0] / f"hutch-test-{os.getpid()}"
-    group = cgroup.Group((cgroup.Parent(path, 2, frozenset({"freezer"})),))
+    group = cgroup.Group((cgroup.Parent(str(path), 2, frozenset({"freezer"})),))
 
     async def main() -> None:
         try:
             assert group.create(Limits(pids=None)) == ()
             with _sleeper() as child:
-                group.doors()[0].write_text(str(child.pid))
+                Path(group.doors()[0]).write_text(str(child.pid))
                 await group.freeze(True)
                 await group.freeze(False)
                 await group.freeze(True)

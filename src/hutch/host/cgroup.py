@@ -34,11 +34,18 @@ USUAL_DEVICES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*")
 
 
 class Parent(msgspec.Struct, frozen=True):
-    """A folder below which groups of boxes are made, and the controllers that they get there."""
+    """A folder below which groups of boxes are made, and the controllers that they get there.
 
-    path: Path
+    ``path`` is text: a start opens many of these files, and a `Path` for each would cost more than the kernel does.
+    """
+
+    path: str
     version: Literal[1, 2]
     controllers: frozenset[str]
+
+    def file(self, name: str) -> str:
+        """Return the path of what lies in the folder."""
+        return f"{self.path}/{name}"
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,28 +58,31 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     oom_kills: int | None = None
 
 
-def _read(path: Path) -> str | None:
+def _read(path: str) -> str | None:
     try:
-        return path.read_text()
+        with open(path) as file:
+            return file.read()
     except OSError:
         return None
 
 
-def _write(path: Path, value: str | int) -> bool:
+def _write(path: str, *values: str | int) -> bool:
+    """Write each of the values; returns whether the kernel took all."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
         return False
-    try:
-        os.write(fd, str(value).encode())
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+    taken = True
+    for value in values:
+        try:
+            os.write(fd, str(value).encode())
+        except OSError:
+            taken = False
+    os.close(fd)
+    return taken
 
 
-def _keyed(path: Path, key: str) -> int | None:
+def _keyed(path: str, key: str) -> int | None:
     """Return one value of a file of ``key value`` lines."""
     for line in (_read(path) or "").splitlines():
         name, _, value = line.partition(" ")
@@ -81,7 +91,7 @@ def _keyed(path: Path, key: str) -> int | None:
     return None
 
 
-def _number(path: Path) -> int | None:
+def _number(path: str) -> int | None:
     text = (_read(path) or "").strip()
     return int(text) if text.isdigit() else None
 
@@ -106,7 +116,7 @@ def _own_path(kind: str) -> str:
 def _prepare_v2(mount: Path) -> Parent | None:
     """Make ``hutch`` in the version 2 tree and hand our controllers down to it."""
     base = mount if os.geteuid() == 0 else mount / _own_path("cgroup2")
-    wanted = set(CONTROLLERS) & set((_read(base / "cgroup.controllers") or "").split())
+    wanted = set(CONTROLLERS) & set((_read(f"{base}/cgroup.controllers") or "").split())
     parent = base / "hutch"
     if not wanted:
         return None
@@ -117,15 +127,15 @@ def _prepare_v2(mount: Path) -> Parent | None:
     got = set()
     for name in wanted:
         # Refused when processes live in `base` itself (the "no internal processes" rule) or when it is not ours.
-        if _write(base / "cgroup.subtree_control", f"+{name}") and _write(
-            parent / "cgroup.subtree_control", f"+{name}"
+        if _write(f"{base}/cgroup.subtree_control", f"+{name}") and _write(
+            f"{parent}/cgroup.subtree_control", f"+{name}"
         ):
             got.add(name)
     if "cpu" in got:
         got.add("cpuacct")
     if not got:
         return None
-    return Parent(parent, 2, frozenset(got | {"freezer"}))
+    return Parent(str(parent), 2, frozenset(got | {"freezer"}))
 
 
 def _prepare_v1(mount: Path, controllers: frozenset[str]) -> Parent | None:
@@ -134,7 +144,7 @@ def _prepare_v1(mount: Path, controllers: frozenset[str]) -> Parent | None:
         parent.mkdir(exist_ok=True)
     except OSError:
         return None
-    return Parent(parent, 1, controllers) if os.access(parent, os.W_OK) else None
+    return Parent(str(parent), 1, controllers) if os.access(parent, os.W_OK) else None
 
 
 @functools.cache
@@ -163,7 +173,7 @@ class Group(msgspec.Struct, frozen=True):
     @classmethod
     def named(cls, name: str) -> Group:
         """Return the group that `create` would make. Touches nothing."""
-        return cls(tuple(Parent(parent.path / name, parent.version, parent.controllers) for parent in parents()))
+        return cls(tuple(Parent(parent.file(name), parent.version, parent.controllers) for parent in parents()))
 
     def _at(self, controller: str) -> Parent | None:
         for member in self.members:
@@ -179,7 +189,9 @@ class Group(msgspec.Struct, frozen=True):
         """
         for member in self.members:
             try:
-                member.path.mkdir(exist_ok=True)
+                os.mkdir(member.path)
+            except FileExistsError:
+                pass
             except OSError as error:
                 raise EngineError(f"cannot make the control group {member.path}: {error.strerror}") from error
         self._limit_devices()
@@ -198,9 +210,9 @@ class Group(msgspec.Struct, frozen=True):
             return False
         quota = cpus * CPU_PERIOD_US
         if member.version == 2:
-            return _write(member.path / "cpu.max", f"{quota} {CPU_PERIOD_US}")
-        return _write(member.path / "cpu.cfs_period_us", CPU_PERIOD_US) and _write(
-            member.path / "cpu.cfs_quota_us", quota
+            return _write(member.file("cpu.max"), f"{quota} {CPU_PERIOD_US}")
+        return _write(member.file("cpu.cfs_period_us"), CPU_PERIOD_US) and _write(
+            member.file("cpu.cfs_quota_us"), quota
         )
 
     def _limit_memory(self, size: int) -> bool:
@@ -209,16 +221,16 @@ class Group(msgspec.Struct, frozen=True):
         if member is None:
             return False
         if member.version == 2:
-            _write(member.path / "memory.swap.max", 0)
-            return _write(member.path / "memory.max", size)
-        done = _write(member.path / "memory.limit_in_bytes", size)
-        if not _write(member.path / "memory.memsw.limit_in_bytes", size):
-            _write(member.path / "memory.swappiness", 0)
+            _write(member.file("memory.swap.max"), 0)
+            return _write(member.file("memory.max"), size)
+        done = _write(member.file("memory.limit_in_bytes"), size)
+        if not _write(member.file("memory.memsw.limit_in_bytes"), size):
+            _write(member.file("memory.swappiness"), 0)
         return done
 
     def _limit_pids(self, pids: int) -> bool:
         member = self._at("pids")
-        return member is not None and _write(member.path / "pids.max", pids)
+        return member is not None and _write(member.file("pids.max"), pids)
 
     def _limit_devices(self) -> None:
         """A second lock behind the user namespace, in which no device can be made anyway; version 2 has no files for
@@ -226,14 +238,13 @@ class Group(msgspec.Struct, frozen=True):
         member = self._at("devices")
         if member is None or member.version == 2:
             return
-        if _write(member.path / "devices.deny", "a"):
-            for device in USUAL_DEVICES:
-                _write(member.path / "devices.allow", f"c {device} rw")
+        if _write(member.file("devices.deny"), "a"):
+            _write(member.file("devices.allow"), *(f"c {device} rw" for device in USUAL_DEVICES))
 
-    def doors(self) -> tuple[Path, ...]:
+    def doors(self) -> tuple[str, ...]:
         """Return the files into which a single-threaded process writes "0" to join. (Version 1's ``tasks`` spares the
         kernel's global lock that ``cgroup.procs`` takes.)"""
-        return tuple(member.path / ("tasks" if member.version == 1 else "cgroup.procs") for member in self.members)
+        return tuple(member.file("tasks" if member.version == 1 else "cgroup.procs") for member in self.members)
 
     def usage(self) -> Measured:
         """Measure; reads a handful of small files."""
@@ -242,26 +253,26 @@ class Group(msgspec.Struct, frozen=True):
         if memory is not None:
             values.update(self._memory(memory))
         if cpu is not None and cpu.version == 2:
-            used = _keyed(cpu.path / "cpu.stat", "usage_usec")
+            used = _keyed(cpu.file("cpu.stat"), "usage_usec")
             values["cpu_seconds"] = None if used is None else used / 1e6
         elif cpu is not None:
-            used = _number(cpu.path / "cpuacct.usage")
+            used = _number(cpu.file("cpuacct.usage"))
             values["cpu_seconds"] = None if used is None else used / 1e9
         if pids is not None:
-            values["pids"] = _number(pids.path / "pids.current")
+            values["pids"] = _number(pids.file("pids.current"))
         return msgspec.convert(values, Measured)
 
     @staticmethod
     def _memory(member: Parent) -> dict[str, int | float | None]:
         """The page cache that can be dropped at once does not count as used."""
         two = member.version == 2
-        used = _number(member.path / ("memory.current" if two else "memory.usage_in_bytes"))
-        cache = _keyed(member.path / "memory.stat", "inactive_file" if two else "total_inactive_file") or 0
-        limit = _number(member.path / ("memory.max" if two else "memory.limit_in_bytes"))
+        used = _number(member.file("memory.current" if two else "memory.usage_in_bytes"))
+        cache = _keyed(member.file("memory.stat"), "inactive_file" if two else "total_inactive_file") or 0
+        limit = _number(member.file("memory.max" if two else "memory.limit_in_bytes"))
         return {
             "memory_bytes": None if used is None else max(0, used - cache),
             "memory_limit_bytes": None if limit is None or limit >= 1 << 60 else limit,
-            "oom_kills": _keyed(member.path / ("memory.events" if two else "memory.oom_control"), "oom_kill"),
+            "oom_kills": _keyed(member.file("memory.events" if two else "memory.oom_control"), "oom_kill"),
         }
 
     def can_freeze(self) -> bool:
@@ -280,17 +291,17 @@ class Group(msgspec.Struct, frozen=True):
 
         def reached() -> bool:
             if two:
-                return _keyed(member.path / "cgroup.events", "frozen") == int(frozen)
-            return (_read(member.path / file) or "").strip() == value
+                return _keyed(member.file("cgroup.events"), "frozen") == int(frozen)
+            return (_read(member.file(file)) or "").strip() == value
 
-        if not _write(member.path / file, value) or not await proc.poll_until(reached, FREEZE_SECONDS):
+        if not _write(member.file(file), value) or not await proc.poll_until(reached, FREEZE_SECONDS):
             raise EngineError(f"cannot {'freeze' if frozen else 'thaw'} the control group {member.path}")
 
     def release(self) -> None:
         """Let frozen processes die when they are killed (those of version 1 would wait). Idempotent."""
         freezer = self._at("freezer")
         if freezer is not None and freezer.version == 1:
-            _write(freezer.path / "freezer.state", "THAWED")
+            _write(freezer.file("freezer.state"), "THAWED")
 
     async def remove(self) -> None:
         """Kill what is left in the groups, wait until they are empty, and delete them. Idempotent.
@@ -303,16 +314,16 @@ class Group(msgspec.Struct, frozen=True):
                 raise EngineError(f"the control group {member.path} does not become empty")
 
 
-def _remove_one(path: Path) -> bool:
+def _remove_one(path: str) -> bool:
     """One try: returns whether the group is gone."""
     try:
-        path.rmdir()
+        os.rmdir(path)
     except FileNotFoundError:
         return True
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
             raise EngineError(f"cannot remove the control group {path}: {error.strerror}") from error
-        for pid in map(int, (_read(path / "cgroup.procs") or "").split()):
+        for pid in map(int, (_read(f"{path}/cgroup.procs") or "").split()):
             if pid > 1:  # 0 would be a process that this pid namespace cannot name
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)

@@ -20,29 +20,30 @@ if TYPE_CHECKING:
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def atomic_write(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
+def atomic_write(path: Path | str, data: bytes, *, mode: int = 0o600, durable: bool = False) -> None:
     """Replace the file at ``path``: readers see the old contents or the new, never a part. ``durable``: survives a
     power cut.
 
     Raises `StorageError`.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(6)}")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(fd, "wb", buffering=0) as file:
             file.write(data)
             if durable:
                 os.fsync(fd)
-        temporary.replace(path)
+        os.replace(temporary, path)
         if durable:
-            sync_directory(path.parent)
+            sync_directory(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: Path | str) -> None:
     """Make the names in a folder survive a power cut."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform as _platform
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from hutch.core.ociref import Reference
     from hutch.image.install import Report
 
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _MIN_PREFIX: Final = 6
 _MAX_NESTING: Final = 4
 
@@ -237,6 +239,9 @@ class ImageStore:
 
     def _find(self, text: str) -> tuple[ImageInfo, Reference | None]:
         """Return an image, and the reference when the text is one."""
+        # Each start of a box asks by digest: that must not read the records of all images.
+        if _DIGEST.fullmatch(text) and (exact := self._disk.read_record(text)):
+            return self._disk.with_names(exact), None
         try:
             name = ociref.parse(text)
         except InvalidArgumentError:

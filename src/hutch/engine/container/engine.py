@@ -59,7 +59,8 @@ class ContainerEngine:
         _validate(plan)
         if self.observe(plan.directory).running:
             raise InvalidStateError(f"box {plan.box_id} runs already")
-        await self.kill(plan.directory)  # what an end without us has left
+        if (plan.directory / "run").exists():
+            await self.kill(plan.directory)  # what an end without us has left
         ids = mapping.current()
         group = Group.named(plan.box_id)
         try:

@@ -29,7 +29,7 @@ MFD_EXEC = 0x10
 """Linux 6.3: says that the file is meant to be run; older kernels refuse the flag."""
 
 
-def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[Path], *, pids: int | None) -> bytes:
+def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[str], *, pids: int | None) -> bytes:
     """Return the launcher's configuration. ``doors``: control group files; ``pids``: a limit that no group enforces.
 
     Raises `InvalidArgumentError` for values that it cannot carry.
@@ -53,7 +53,7 @@ def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[Path], *, pid
     for mount in plan.mounts:
         records.append(("bind_ro" if mount.read_only else "bind_rw", str(mount.source)))
         records.append(("target", mount.target))
-    records += [("cgroup", str(door)) for door in doors]
+    records += [("cgroup", door) for door in doors]
     for key, value in records:
         if "\0" in value:
             raise InvalidArgumentError(f"{key} contains a NUL character: {value!r}")

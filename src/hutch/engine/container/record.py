@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import TYPE_CHECKING
@@ -27,29 +28,31 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     process: Process | None = None
 
 
-def _run(directory: Path) -> Path:
-    return directory / "run"
+def _run(directory: Path, name: str = "") -> str:
+    return f"{directory}/run/{name}"
 
 
 def write(directory: Path, record: Record) -> None:
     """Store the record atomically. Raises `StorageError`."""
-    files.atomic_write(_run(directory) / STATE, msgspec.json.encode(record, enc_hook=str))
+    files.atomic_write(_run(directory, STATE), msgspec.json.encode(record))
 
 
 def read(directory: Path) -> Record | None:
     """Return the record; ``None`` when there is none, or none that can be understood."""
     try:
-        data = (_run(directory) / STATE).read_bytes()
-        return msgspec.json.decode(data, type=Record, dec_hook=lambda kind, text: kind(text))
+        with open(_run(directory, STATE), "rb", buffering=0) as file:
+            data = file.read()
+        return msgspec.json.decode(data, type=Record)
     except (OSError, msgspec.DecodeError):
         return None
 
 
 def clear(directory: Path) -> None:
     """Remove the run files; the folder stays. Idempotent."""
-    if _run(directory).is_dir():
-        for path in _run(directory).iterdir():
-            path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError), os.scandir(_run(directory)) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.path)
 
 
 def listen(directory: Path) -> socket.socket:
@@ -58,7 +61,8 @@ def listen(directory: Path) -> socket.socket:
     run = os.open(_run(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        (_run(directory) / SOCKET).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SOCKET, dir_fd=run)
         listener.bind(f"/proc/self/fd/{run}/{SOCKET}")
         listener.listen(128)
     except BaseException:

@@ -6,6 +6,7 @@ The file system is written by the kernel alone, so no code of a box ever chooses
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,14 @@ async def prepare(directory: Path, disk_gb: int | None, ids: mapping.Mapping) ->
 
 def _make_folders(directory: Path, ids: mapping.Mapping) -> None:
     for name in ("upper", "work"):
-        if (directory / name).exists():
+        path, made = f"{directory}/{name}", f"{directory}/.{name}"
+        if os.path.lexists(path):
             continue
-        made = directory / f".{name}"  # under its name only once it is complete: we may die at any step
-        made.mkdir(mode=0o755, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(made, 0o755)
         if not ids.rootless:
             os.chown(made, ids.owner, ids.owner)
-        made.rename(directory / name)
+        os.rename(made, path)  # under its name only once it is complete: we may die at any step
 
 
 def limited(directory: Path) -> bool:
