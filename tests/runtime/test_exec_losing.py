@@ -112,6 +112,30 @@ async def test_3_1_many_cuts_and_several_executions(box: LocalBox) -> None:
         assert result.stderr == b"%d\n" % result.exit_code
 
 
+async def test_3_1_a_cut_while_a_command_is_being_started(runtime: LocalRuntime, box: LocalBox) -> None:
+    """It is started once and watched from its first byte, though the answer to the first request is lost."""
+    await box.start()
+    await box.run("true")
+    directory = runtime.home.box(box.id)
+    results: list[Result] = []
+
+    async def run() -> None:
+        results.append(await box.run(*sh(f"echo run >> /runs; cat; seq 1 {LAST}; exit 33"), input=b"in\n"))
+
+    with in_time(30):
+        async with anyio.create_task_group() as tasks:
+            await runtime.engine.freeze(directory)
+            try:
+                tasks.start_soon(run)
+                await until(lambda: bool((channel := box._lives.open_channel(box.id)) and channel._requests))
+                cut(box)
+            finally:
+                await runtime.engine.thaw(directory)
+    assert results[0].stdout == b"in\n" + numbers()
+    assert (results[0].exit_code, results[0].truncated) == (33, False)
+    assert await box.files.read("/runs") == b"run\n"
+
+
 async def test_3_1_a_cut_while_a_sink_is_slow_duplicates_nothing(box: LocalBox) -> None:
     sink = Sink(shut=True)
     execution = await box.exec(*sh(f"seq 1 {LAST}; exit 32"), stdout=sink)

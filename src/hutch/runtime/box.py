@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from hutch.errors import (
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
+    UpstreamUnavailableError,
 )
 from hutch.runtime import logs
 from hutch.runtime.checks import (
@@ -372,7 +374,7 @@ class LocalBox:
         check_start(command, env, cwd, user, timeout, kill_after, linger, file_op)
         if tty is not None:
             check_size(*tty)
-        return await self._request_start(
+        pid, _ = await self._request_start(
             await self._lives.channel(self.id),
             exec_id,
             command,
@@ -387,6 +389,7 @@ class LocalBox:
             file_op=file_op,
             path=path,
         )
+        return pid
 
     async def connect_agent(self, exec_id: str) -> socket.socket:
         """Return a connected, non-blocking socket to the agent, for one watcher of an execution that exists. Raises
@@ -461,15 +464,15 @@ class LocalBox:
             stdin=stdin,
             collect_limit=COLLECT_LIMIT if collect is None else collect,
             on_exit=on_exit,
+            starting=True,
         )
         for stream, sink in (sinks or {}).items():
             execution.set_sink(stream, sink)
         if collect is not None:
             execution.set_collectors()
-        watch = execution.watches_all()
         self._executions.add(execution)
         try:
-            pid = await self._request_start(
+            pid, watched = await self._request_start(
                 channel,
                 execution.id,
                 command,
@@ -478,7 +481,7 @@ class LocalBox:
                 user=user,
                 tty=tty,
                 stdin=stdin,
-                watch=watch,
+                execution=execution,
                 timeout=timeout,
                 kill_after=kill_after,
                 linger=linger,
@@ -488,7 +491,7 @@ class LocalBox:
         except BaseException:
             await execution.close()
             raise
-        execution.started(pid, watched=watch)
+        execution.started(pid, watched=watched)
         return execution
 
     async def _request_start(
@@ -501,28 +504,47 @@ class LocalBox:
         cwd: str | None,
         user: str | None,
         tty: tuple[int, int] | None,
+        execution: LocalExecution | None = None,
         **options: Any,
-    ) -> int:
+    ) -> tuple[int, bool]:
+        """Have the agent start it; return its pid, and whether the outputs come by the same connection. The agent
+        starts an id once: so when the connection breaks it is asked again."""
         record = self._lives.settings(self.id)
         variables = {**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})}
-        try:
-            answer = await channel.request(
-                lambda req: proto.start(
-                    exec_id,
-                    command,
-                    req=req,
-                    env=variables,
-                    cwd=record.workdir if cwd is None else cwd,
-                    user=record.user if user is None else user,
-                    tty=tty,
-                    **options,
-                ),
-                command=command,
-                too_late=lambda: _kill_unseen(channel, exec_id),
-            )
-        except ValueError as error:
-            raise InvalidArgumentError(f"the command with its environment is too long: {error}") from None
-        return answer.pid if isinstance(answer, proto.Started) else 0
+        watch = execution is not None and execution.watches_all()
+        lost = False
+        while True:
+            try:
+                answer = await channel.request(
+                    lambda req: proto.start(
+                        exec_id,
+                        command,
+                        req=req,
+                        env=variables,
+                        cwd=record.workdir if cwd is None else cwd,
+                        user=record.user if user is None else user,
+                        tty=tty,
+                        watch=watch,
+                        **options,
+                    ),
+                    command=command,
+                    too_late=functools.partial(_kill_unseen, channel, exec_id),
+                )
+                return answer.pid if isinstance(answer, proto.Started) else 0, watch
+            except ValueError as error:
+                raise InvalidArgumentError(f"the command with its environment is too long: {error}") from None
+            except UpstreamUnavailableError:
+                again = await self._lives.reconnect(self.id) if channel.closed else None
+                if again is None:
+                    raise
+                channel, lost = again, True
+                if execution is not None:
+                    execution.move(channel)
+            except InvalidStateError:
+                started = [known for known in await self._records(channel) if known.id == exec_id] if lost else []
+                if not started:
+                    raise
+                return started[0].pid, False
 
     async def _dispose(self, execution: LocalExecution) -> None:
         if execution.finished:

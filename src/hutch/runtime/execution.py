@@ -84,7 +84,9 @@ class LocalExecution:
         stdin: bool = False,
         collect_limit: int = COLLECT_LIMIT,
         on_exit: Callable[[Result], Any] | None = None,
+        starting: bool = False,
     ) -> None:
+        """``starting``: `started` will be called."""
         self.id = exec_id
         self.pid = 0
         self.tty = tty
@@ -103,6 +105,7 @@ class LocalExecution:
         self._error: BaseException | None = None
         self._result: Result | None = None
         self._closed = False
+        self._starting = starting
         self._on_exit = on_exit
         self._oom_before = host.oom_kills()
         self._oom_killed = False
@@ -218,12 +221,22 @@ class LocalExecution:
     def started(self, pid: int, *, watched: bool) -> None:
         """The agent has started it; ``watched``: it sends all streams already."""
         self.pid = pid
+        self._starting = False
         if watched:
             self._watched |= set(self._streams)
             self.stdin.begin(_STARTER_CREDIT, 0)
         elif self._outputs or self.stdin.opened:
             self._watched |= set(self._outputs)
             self._host.spawn(self._attach_or_fail, set(self._outputs))
+        if self._channel.closed:
+            self.on_lost()
+
+    def move(self, channel: Channel) -> None:
+        """Go on with another connection."""
+        self._channel = channel
+        self._windows.close()
+        self._windows = Windows(channel, self.id)
+        channel.watch(self.id, self)
 
     def rewind(self, positions: dict[int, int]) -> None:
         """Watch from these positions on instead of from the start."""
@@ -275,7 +288,7 @@ class LocalExecution:
 
     def on_lost(self) -> None:
         """The connection is gone: connect again and go on where it was, or learn that the box is gone."""
-        if not self._done.is_set():
+        if not self._done.is_set() and not self._starting:  # who starts it asks again
             self._host.spawn(self._resume)
 
     def runtime_closed(self) -> None:
@@ -479,10 +492,7 @@ class LocalExecution:
         if self._done.is_set():
             return
         if channel is not None:
-            self._channel = channel
-            self._windows.close()
-            self._windows = Windows(channel, self.id)
-            channel.watch(self.id, self)
+            self.move(channel)
             self.stdin.restart()
             try:
                 await self._attach_again(channel)
