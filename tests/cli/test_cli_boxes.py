@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -223,11 +223,13 @@ def test_help_and_usage(empty: Any) -> None:
 
 
 def test_help_is_fast(empty: Any) -> None:
+    """In processor time, which is what it takes on a machine with nothing else to do."""
     times = []
     for _ in range(5):
-        before = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert empty.popen("--help").wait(10) == 0
-        times.append(time.monotonic() - before)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.15
 
 
