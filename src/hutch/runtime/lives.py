@@ -99,12 +99,15 @@ class Lives:
 
     async def refresh(self, box_id: str) -> BoxRecord:
         """Bring a record up to date with what the engine observes, and return it."""
-        record = self.record(box_id)
+        return await self.verified(self.record(box_id))
+
+    async def verified(self, record: BoxRecord) -> BoxRecord:
+        """`refresh` for a record that has just been read."""
         if record.state not in ALIVE:
             return record
-        if record.state is not BoxState.PAUSED and self._engine.observe(self._home.box(box_id)).running:
+        if record.state is not BoxState.PAUSED and self._engine.observe(self._home.box(record.id)).running:
             return record
-        async with self.holding(box_id) as current:
+        async with self.holding(record.id) as current:
             return current
 
     async def settle_forsaken(self, box_id: str) -> None:

@@ -208,11 +208,8 @@ class LocalRuntime:
         for record in self.store.list_boxes():
             if labels and any(record.spec.labels.get(key) != value for key, value in labels.items()):
                 continue
-            if record.state in ALIVE:
-                with contextlib.suppress(NotFoundError):  # removed meanwhile
-                    found.append(describe(await self.lives.refresh(record.id)))
-            else:
-                found.append(describe(record))
+            with contextlib.suppress(NotFoundError):  # removed meanwhile
+                found.append(describe(await self.lives.verified(record)))
         return found
 
     async def remove(self, box: str, *, force: bool = False) -> None:
