@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from hutch.engine.container import ContainerEngine
+from hutch.engine.container import ContainerEngine, upper
 from tests.engine.boxes import plan
 
 if TYPE_CHECKING:
@@ -96,3 +97,13 @@ def test_a_box_outlives_its_creator(rootfs: Path, tmp_path: Path) -> None:
         assert foreign == set()
     finally:
         anyio.run(engine.kill, box_plan.directory)
+
+
+def test_a_copier_whose_parent_has_died_copies_nothing(tmp_path: Path) -> None:
+    """The parent may die before the copier has asked for the signal that would end it."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_text("text")
+    for parent, copied in ((os.getppid(), False), (os.getpid(), True)):
+        target = tmp_path / f"copy{copied}"
+        done = subprocess.run([*upper.copier(parent), tmp_path / "tree", target], check=False)
+        assert (done.returncode == 0, target.exists()) == (copied, copied)

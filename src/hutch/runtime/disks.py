@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hutch.runtime")
 
 _LOCK_SECONDS = 60.0
-_DELETE_PAUSES = (0.01, 0.05, 0.2, 0.0)
+_DELETE_PAUSES = (0.01, 0.05, 0.2, 0.5, 1.0, 0.0)
 
 
 class Disks:

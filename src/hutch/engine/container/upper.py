@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 IMAGE = "disk.img"
 GB = 1 << 30
 _SEED = ".seed"
-# The copy ends with the process that wants it: nobody would take its result.
-_COPY = ("setpriv", "--pdeathsig", "KILL", "cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--")
+
+
+def copier(parent: int) -> list[str]:
+    """Return the command (source and target are to follow) that copies a tree and ends with the process ``parent``,
+    whose child it is: nobody else would take its result.
+
+    The shell looks whether the parent had died before the signal was asked for.
+    """
+    watched = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", 'test "$PPID" = "$1" && shift && exec "$@"', "sh"]
+    return [*watched, str(parent), "cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--"]
 
 
 async def prepare(directory: Path, disk_gb: int | None, ids: mapping.Mapping) -> None:
@@ -108,7 +116,7 @@ async def copy(directory: Path, target: Path) -> None:
         return
     point = directory / "run"
     mounted = (str(agent_path()), "disk", str(directory / IMAGE), str(point), "--")
-    await _copy([*mounted, *_COPY, str(point / "upper"), str(target)], directory, target)
+    await _copy([*mounted, *copier(os.getpid()), str(point / "upper"), str(target)], directory, target)
 
 
 async def reset(directory: Path) -> None:
@@ -143,7 +151,7 @@ async def remove_tree(path: Path) -> None:
 
 async def copy_tree(source: Path, target: Path) -> None:
     """See `hutch.engine.base.Engine.copy_tree`. Raises `StorageError`."""
-    await _copy(mapping.current().wrap([*_COPY, str(source), str(target)]), source, target)
+    await _copy(mapping.current().wrap([*copier(os.getpid()), str(source), str(target)]), source, target)
 
 
 async def _copy(argv: Sequence[str], source: Path, target: Path) -> None:
