@@ -272,6 +272,10 @@ void watch_share(struct conn *conn, const struct frame *frame)
         conn_fail(conn, frame->req, frame->id, code, 0, "this connection is not attached to the stream");
         return;
     }
+    if (conn->number) {
+        conn_fail(conn, frame->req, frame->id, F_UNSUPPORTED, 0, "a VM shares no memory with its host");
+        return;
+    }
     int fd = window_share(&exec->out[frame->stream - 1].window);
     int copy = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3);
     if (copy < 0) {
