@@ -11,7 +11,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <linux/random.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,11 +24,9 @@
 #include <time.h>
 #include <unistd.h>
 
-/* linux/ext4.h has it since 6.10 only. */
-#define EXT4_RESIZE _IOW('f', 16, uint64_t)
 #define ROOT_DEVICE "/dev/vda"
 
-enum { PORT_WAIT_MS = 20000, ENTROPY_MAX = 64, PIDS_LEAST = 32, BLOCK = 4096 };
+enum { PORT_WAIT_MS = 20000, ENTROPY_MAX = 64, PIDS_LEAST = 32 };
 
 static const char DRIVERS[] = "/sys/bus/virtio";
 
@@ -189,18 +186,10 @@ static void limit_processes(const char *limit)
 /* The image may lie about its layout, but it harms only itself: nothing of the host is in here. */
 static void mount_root(void)
 {
-    uint64_t size;
-    int disk = open(ROOT_DEVICE, O_RDONLY | O_CLOEXEC);
-    if (disk < 0 || ioctl(disk, BLKGETSIZE64, &size) < 0)
-        launch_fail("finding the disk");
-    close(disk);
     mkdir("/root", 0755);
     if (mount(ROOT_DEVICE, "/root", "ext4", MS_NOATIME, "discard,noinit_itable,errors=remount-ro") < 0)
         launch_fail("mounting the disk (it may be damaged; restore a snapshot)");
     int root = open("/root", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    uint64_t blocks = size / BLOCK;
-    if (ioctl(root, EXT4_RESIZE, &blocks) < 0)
-        launch_fail("growing the file system to the size of the disk");
     for (const char *const *name = (const char *const[]){"dev", "proc", "sys", NULL}; *name; name++) {
         char from[8], to[64];
         int target = base_directory(root, *name);

@@ -26,13 +26,6 @@ async def tree_size(path: Path) -> int:
     return int(number) if number.isdigit() else 0
 
 
-async def count_files(path: Path) -> int:
-    """Return how many files and folders a folder holds."""
-    output = await run_mapped(["du", "-s", "--inodes", "--", str(path)], f"count {path}", accepted=range(256))
-    number = output.partition(b"\t")[0]
-    return int(number) if number.isdigit() else 0
-
-
 async def remove_tree(path: Path) -> None:
     """See `hutch.engine.base.Engine.remove_tree`. Raises `StorageError`."""
     if mapping.current().rootless:

@@ -1,6 +1,6 @@
 """The disks of VMs.
 
-bases/<key>.ext4       an image as one file system, shared by all boxes made from it, never written again
+bases/<key>.ext4       an image as one file system of the boxes' size, shared by them all, never written again
 <box>/base.ext4        the same file by another name (a hard link): so the store may forget a base while boxes need it
 <box>/disk.qcow2       what the box has written on top of it
 <frozen layer>/...     the same two, moved away from a box: qcow2 images stack up
@@ -38,9 +38,8 @@ DEFAULT_GB = 10
 MAX_CHAIN = 100
 _MKFS = "mkfs.ext4"
 _LOCK_SECONDS = 600.0
-_SLACK = 64 << 20
 _OPTIONS = (
-    *("-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "8192", "-m", "0", "-J", "size=8"),
+    *("-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-J", "size=16"),
     *("-e", "remount-ro", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"),
 )
 
@@ -83,16 +82,16 @@ async def prepare(plan: BoxPlan, store: Path) -> Chain:
     if not (source / BASE).exists():
         if frozen:
             raise StorageError(f"the disk below {source} is missing; remove the box")
-        await _adopt(await _base(images, store), plan.directory / BASE)
+        wanted = (plan.limits.disk_gb or DEFAULT_GB) * GB
+        await _adopt(await _base(images, wanted, store), plan.directory / BASE)
     own = plan.directory / DISK
     if frozen and own.exists() and own.samefile(frozen[0] / DISK):
         own.unlink()  # it was moved away, and whoever did that died before the last step
     if not own.exists():
         size = qcow2.virtual_size(frozen[0] / DISK) if frozen else (source / BASE).stat().st_size
-        wanted = (plan.limits.disk_gb or DEFAULT_GB) * GB
         partial = plan.directory / f".{DISK}"
         partial.unlink(missing_ok=True)
-        qcow2.create(partial, max(size, wanted))
+        qcow2.create(partial, size)
         partial.rename(own)
     chain = Chain(source / BASE, tuple(path / DISK for path in reversed(frozen)), own)
     for path in (*chain.frozen, own):
@@ -165,11 +164,11 @@ async def _adopt(base: Path, target: Path) -> None:
         await trees.copy_tree(base, target)
 
 
-async def _base(layers: list[Lower], store: Path) -> Path:
+async def _base(layers: list[Lower], size: int, store: Path) -> Path:
     """Return the file system with the contents of these layers; make it if it is missing."""
     folder = store / "bases"
     folder.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"%d" % size)
     for lower in layers:
         status = lower.path.stat()
         digest.update(f"{lower.path}\0{status.st_dev} {status.st_ino} {status.st_mtime_ns}\0".encode())
@@ -177,20 +176,14 @@ async def _base(layers: list[Lower], store: Path) -> Path:
     if not path.exists():
         async with files.locked(folder / f".{path.name}.lock", timeout=_LOCK_SECONDS):
             if not path.exists():
-                await _make_base([str(lower.path) for lower in layers], path)
+                await _make_base([str(lower.path) for lower in layers], size, path)
     return path
 
 
-async def _make_base(layers: list[str], path: Path) -> None:
+async def _make_base(layers: list[str], size: int, path: Path) -> None:
     program = shutil.which(_MKFS, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
         raise EngineError(f"{_MKFS} is missing; install the Debian package e2fsprogs")
-    room, inodes = 0, 0
-    for layer in layers:
-        room += await trees.tree_size(Path(layer))
-        inodes += await trees.count_files(Path(layer))
-    # Holes cost nothing. One inode for 8 KiB, so twice the room is enough for the smallest of files.
-    size = -(-max(2 * room + _SLACK, inodes * 10240) // _SLACK) * _SLACK
     scratch = path.with_name(f".{path.stem}.{secrets.token_hex(4)}")
     partial = scratch / path.name
     try:

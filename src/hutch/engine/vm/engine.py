@@ -81,13 +81,21 @@ class VmEngine:
             raise
         return Started(pid=pid)
 
+    async def uses_kvm(self) -> bool:
+        """Whether VMs run on KVM here. The first answer takes up to half a second."""
+        return await anyio.to_thread.run_sync(kvm.usable)
+
+    async def preferable(self) -> bool:
+        """Whether VMs are as good as containers here: at full speed, and ready."""
+        return self.kernels.current() is not None and await self.uses_kvm()
+
     async def shape(self, limits: Limits) -> Shape:
         """Return the machine for these limits. Raises `EngineError`."""
         self._store.mkdir(parents=True, exist_ok=True)
         kernel = await self.kernels.ensure(_say)
         return Shape(
             kernel=kernel,
-            kvm=await anyio.to_thread.run_sync(kvm.usable, self._store),
+            kvm=await self.uses_kvm(),
             cpus=limits.cpus or 1,
             memory_mib=max(limits.memory_mib or DEFAULT_MEMORY_MIB, LEAST_MEMORY_MIB),
         )

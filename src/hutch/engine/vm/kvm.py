@@ -8,28 +8,27 @@ processor needs milliseconds for that.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from hutch.errors import StorageError
 from hutch.host import files
 from hutch.host.proc import boot_id
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 SECONDS = 0.5
 _START_SECONDS = 10.0
 
 
-def usable(store: Path) -> bool:
+@functools.cache
+def usable() -> bool:
     """Whether VMs should use KVM. The answer is kept for as long as the machine runs; finding it takes up to half a
     second."""
-    path = store / "kvm"
+    path = _answer_file()
     key = f"{boot_id()} {os.geteuid()}"
     with contextlib.suppress(OSError):
         kept, _, answer = path.read_text().rpartition(" ")
@@ -37,14 +36,20 @@ def usable(store: Path) -> bool:
             return answer == "yes"
     answer = "yes" if probe() else "no"
     with contextlib.suppress(StorageError, OSError):
-        store.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         files.atomic_write(path, f"{key} {answer}".encode())
     return answer == "yes"
 
 
-def refuse(store: Path) -> None:
+def refuse() -> None:
     """Do without KVM until the machine is started again: a real guest did not come up under it."""
-    files.atomic_write(store / "kvm", f"{boot_id()} {os.geteuid()} no".encode())
+    with contextlib.suppress(StorageError):
+        files.atomic_write(_answer_file(), f"{boot_id()} {os.geteuid()} no".encode())
+    usable.cache_clear()
+
+
+def _answer_file() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hutch" / "kvm"
 
 
 def probe() -> bool:
