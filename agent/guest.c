@@ -76,7 +76,7 @@ static void load_module(const char *name)
     char path[160];
     snprintf(path, sizeof path, "/modules/%s", name);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
+    if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST && errno != ENODEV)) /* for another processor */
         launch_fail_about("loading the module", name);
     close(fd);
     unlink(path); /* a template keeps every page */

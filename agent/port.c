@@ -45,6 +45,7 @@ ssize_t port_send(struct conn *conn, const struct iovec *part, int parts)
     line_header(out, LINE_DATA, conn->number, (uint32_t)size);
     if (size > 0 && put(LINE_HEADER + size)) {
         conn->credit -= (uint32_t)size;
+        conn->blocked = conn->credit < LINE_DATA_MAX; /* whole frames or none: a rest would have to be copied */
         return (ssize_t)size;
     }
     if (size > 0)
@@ -127,7 +128,7 @@ static void act(const struct line_frame *frame)
         conn_receive(conn, frame->payload, frame->length);
     } else if (frame->type == LINE_CREDIT_MORE && frame->length == 4) {
         conn->credit += get32(frame->payload);
-        conn->blocked = false;
+        conn->blocked = conn->credit < LINE_DATA_MAX;
     }
 }
 

@@ -115,7 +115,7 @@ def arguments(shape: Shape, plan: Plan) -> list[str]:
         *(str(program()), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-sandbox", _SANDBOX),
         *("-machine", "q35,memory-backend=mem,vmport=off,graphics=off,hpet=on,usb=off"),
-        *(("-accel", "kvm", "-cpu", "host") if shape.kvm else ("-accel", "tcg,tb-size=64", "-cpu", "max")),
+        *(("-accel", "kvm", "-cpu", "host") if shape.kvm else ("-accel", "tcg,tb-size=64", "-cpu", "max,-erms")),
         *("-smp", str(shape.cpus), "-m", str(shape.memory_mib)),
         *("-object", msgspec.json.encode(memory).decode()),
         *("-kernel", str(shape.kernel.image), "-initrd", str(shape.kernel.initrd), "-append", _KERNEL_LINE),
