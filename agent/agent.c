@@ -15,6 +15,7 @@
 #include "exec.h"
 #include "loop.h"
 #include "mainlog.h"
+#include "port.h"
 #include "power.h"
 
 enum { ENDING_MS = 1 };
@@ -62,8 +63,8 @@ int agent_run(const struct agent_options *options)
     int signals = take_signals();
     if (signals < 0 || loop_open() < 0)
         return fail("event loop");
-    int flags = fcntl(options->listen_fd, F_GETFL);
-    if (flags < 0 || fcntl(options->listen_fd, F_SETFL, flags | O_NONBLOCK) < 0)
+    int flags = port_used() ? 0 : fcntl(options->listen_fd, F_GETFL);
+    if (flags < 0 || (!port_used() && fcntl(options->listen_fd, F_SETFL, flags | O_NONBLOCK) < 0))
         return fail("listening socket");
     if (exec_start_init() < 0)
         return fail("/dev/null");
@@ -71,7 +72,10 @@ int agent_run(const struct agent_options *options)
     mainlog_open(options->log_fd, options->exit_fd);
     source_init(&child_signal, signals, child_ready);
     source_watch(&child_signal, EPOLLIN);
-    conn_listen(options->listen_fd);
+    if (port_used())
+        port_serve();
+    else
+        conn_listen(options->listen_fd);
     if (options->ready_fd >= 0)
         close(options->ready_fd);
     do {

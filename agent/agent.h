@@ -4,7 +4,7 @@
 
 /* Descriptors that the agent is started with; -1 where there is none. All are close-on-exec. */
 struct agent_options {
-    int listen_fd; /* listening unix stream socket */
+    int listen_fd; /* listening unix stream socket; in a VM the port takes its place */
     int ready_fd;  /* closed once the agent accepts connections */
     int log_fd[2]; /* main log, two files in turn */
     int exit_fd;   /* exit record of the main command */
@@ -19,8 +19,11 @@ int files_child(int op, const char *path);
 /* Modes: argv starts with the mode's name. Each returns the exit status. */
 int cmd_agent(int argc, char **argv);
 int cmd_launch(int argc, char **argv); /* start a box: namespaces, root, limits, then agent_run as PID 1 */
+int cmd_vm(int argc, char **argv);     /* start a VM and become its keeper */
+int cmd_init(int argc, char **argv);   /* be the first program of a VM */
 int cmd_mapped(int argc, char **argv); /* run a host command in the user namespace of this user's boxes */
 int cmd_disk(int argc, char **argv);   /* run a host command that sees the disk of a limited box */
+int cmd_merged(int argc, char **argv); /* run a host command that sees layers as one tree */
 int cmd_unpack(int argc, char **argv); /* tar on stdin -> directory */
 int cmd_pack(int argc, char **argv);   /* directory -> tar on stdout */
 

@@ -7,6 +7,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "line.h"
+#include "port.h"
 #include "watch.h"
 
 enum {
@@ -46,6 +48,8 @@ void conn_close(struct conn *conn)
         return;
     conn->closed = true;
     conn_count--;
+    if (conn->number)
+        port_tell(LINE_CLOSE, conn->number, NULL, 0);
     source_close(&conn->source);
     list_each(it, &conn->watchers)
         watch_remove(entry(it, struct watcher, of_conn));
@@ -112,6 +116,13 @@ void conn_fail(struct conn *conn, uint32_t req, const char *id, uint16_t code, u
     conn_send(conn, FAILED, 0, req, id, payload, (uint32_t)(4 + length));
 }
 
+static ssize_t transmit(struct conn *conn, const struct msghdr *message)
+{
+    if (conn->number)
+        return port_send(conn, message->msg_iov, (int)message->msg_iovlen);
+    return sendmsg(conn->source.fd, message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 /* Send the first block as far as the socket takes it; false when it takes no more. */
 static bool flush_block(struct conn *conn, struct block *block)
 {
@@ -128,7 +139,7 @@ static bool flush_block(struct conn *conn, struct block *block)
         message.msg_control = &control;
         message.msg_controllen = sizeof control.space;
     }
-    ssize_t size = sendmsg(conn->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t size = transmit(conn, &message);
     if (size < 0) {
         conn->blocked = errno == EAGAIN;
         if (errno != EAGAIN && errno != EINTR)
@@ -164,7 +175,7 @@ void conn_send_data(struct conn *conn, uint8_t stream, const char *id, uint64_t 
     size_t total = sizeof header + size, sent = 0;
     if (size > SMALL_DATA && flush(conn)) {
         struct msghdr message = {.msg_iov = part, .msg_iovlen = 3};
-        ssize_t taken = sendmsg(conn->source.fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t taken = transmit(conn, &message);
         if (taken > 0)
             sent = (size_t)taken;
         else if (errno == EAGAIN)
@@ -232,14 +243,9 @@ static bool make_room(struct conn *conn, size_t needed)
     return true;
 }
 
-static bool receive(struct conn *conn)
+/* Act on the frames that are complete in the buffer. */
+static bool handle(struct conn *conn)
 {
-    ssize_t size = recv(conn->source.fd, conn->in + conn->in_size, conn->in_room - conn->in_size, MSG_DONTWAIT);
-    if (size < 0)
-        return errno == EAGAIN || errno == EINTR;
-    if (size == 0)
-        return false;
-    conn->in_size += (size_t)size;
     size_t used = 0;
     struct frame frame = {0};
     for (;;) {
@@ -255,6 +261,30 @@ static bool receive(struct conn *conn)
     conn->in_size -= used;
     memmove(conn->in, conn->in + used, conn->in_size);
     return make_room(conn, FRAME_HEADER + (size_t)frame.length);
+}
+
+static bool receive(struct conn *conn)
+{
+    ssize_t size = recv(conn->source.fd, conn->in + conn->in_size, conn->in_room - conn->in_size, MSG_DONTWAIT);
+    if (size < 0)
+        return errno == EAGAIN || errno == EINTR;
+    if (size == 0)
+        return false;
+    conn->in_size += (size_t)size;
+    return handle(conn);
+}
+
+void conn_receive(struct conn *conn, const uint8_t *bytes, size_t size)
+{
+    while (size > 0 && !conn->closed) {
+        size_t room = conn->in_room - conn->in_size, piece = size < room ? size : room;
+        memcpy(conn->in + conn->in_size, bytes, piece);
+        conn->in_size += piece;
+        bytes += piece;
+        size -= piece;
+        if (!handle(conn))
+            conn_close(conn);
+    }
 }
 
 static void ready(struct source *source, uint32_t events)
@@ -286,6 +316,22 @@ static void settle_broken(void)
     }
 }
 
+static struct conn *make(int fd)
+{
+    struct conn *conn = conn_count < CONN_MAX ? calloc(1, sizeof *conn) : NULL;
+    if (!conn || !make_room(conn, IN_ROOM)) {
+        free(conn);
+        return NULL;
+    }
+    list_init(&conn->out);
+    list_init(&conn->watchers);
+    list_init(&conn->ready);
+    list_append(&conns, &conn->link);
+    conn_count++;
+    source_init(&conn->source, fd, ready);
+    return conn;
+}
+
 static void accept_ready(struct source *source, uint32_t events)
 {
     (void)events;
@@ -299,20 +345,37 @@ static void accept_ready(struct source *source, uint32_t events)
         }
         return;
     }
-    struct conn *conn = conn_count < CONN_MAX ? calloc(1, sizeof *conn) : NULL;
-    if (!conn || !make_room(conn, IN_ROOM)) {
-        free(conn);
+    struct conn *conn = make(fd);
+    if (!conn)
         close(fd);
-        return;
-    }
-    list_init(&conn->out);
-    list_init(&conn->watchers);
-    list_init(&conn->ready);
-    list_append(&conns, &conn->link);
-    conn_count++;
-    source_init(&conn->source, fd, ready);
-    if (!source_watch(&conn->source, EPOLLIN))
+    else if (!source_watch(&conn->source, EPOLLIN))
         conn_close(conn);
+}
+
+struct conn *conn_open(uint16_t number, uint32_t credit)
+{
+    struct conn *conn = make(-1);
+    if (conn) {
+        conn->number = number;
+        conn->credit = credit;
+    }
+    return conn;
+}
+
+struct conn *conn_find(uint16_t number)
+{
+    list_each(it, &conns) {
+        struct conn *conn = entry(it, struct conn, link);
+        if (number && conn->number == number)
+            return conn;
+    }
+    return NULL;
+}
+
+void conn_unblock(void)
+{
+    list_each(it, &conns)
+        entry(it, struct conn, link)->blocked = false;
 }
 
 void conn_listen(int fd)

@@ -20,9 +20,18 @@ struct conn {
     struct link ready;    /* those with something to send */
     bool blocked;         /* the socket takes nothing now */
     bool closed;
+    uint16_t number;      /* on a VM's line, where there is no socket; 0: not there */
+    uint32_t credit;      /* bytes that the line's other end takes */
 };
 
 void conn_listen(int fd);
+
+/* Connections over a VM's line (port.c). NULL: there is none, or no room for one. */
+struct conn *conn_open(uint16_t number, uint32_t credit);
+struct conn *conn_find(uint16_t number);
+void conn_receive(struct conn *conn, const uint8_t *bytes, size_t size);
+void conn_unblock(void);
+
 void conn_close(struct conn *conn);
 
 /* Frames of a few bytes. `id` may be NULL. */

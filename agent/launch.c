@@ -39,8 +39,9 @@
 #endif
 
 int launch_control = -1;
+void (*launch_failed)(const char *text, size_t length);
 
-static void tell(const char *text, size_t length, int fd)
+void launch_tell(const char *text, size_t length, int fd)
 {
     union {
         struct cmsghdr header;
@@ -68,7 +69,11 @@ _Noreturn void launch_fail_about(const char *step, const char *about)
     int length = snprintf(text, sizeof text, "E%s%s%.400s%s%s", step, *about ? " " : "", about, cause ? ": " : "",
                           cause ? strerror(cause) : "");
 
-    tell(text, length < (int)sizeof text ? (size_t)length : sizeof text - 1, -1);
+    if (length >= (int)sizeof text)
+        length = sizeof text - 1;
+    if (launch_failed)
+        launch_failed(text + 1, (size_t)length - 1);
+    launch_tell(text, (size_t)length, -1);
     _exit(1);
 }
 
@@ -89,12 +94,12 @@ static void write_proc(pid_t pid, const char *name, const char *text)
     close(fd);
 }
 
-static void join_cgroups(const struct config *config)
+void join_cgroups(const char *const doors[], size_t count)
 {
-    for (size_t i = 0; i < config->cgroup_count; i++) {
-        int fd = open(config->cgroups[i], O_WRONLY | O_CLOEXEC);
+    for (size_t i = 0; i < count; i++) {
+        int fd = open(doors[i], O_WRONLY | O_CLOEXEC);
         if (fd < 0 || write(fd, "0", 1) != 1)
-            launch_fail_about("joining the cgroup", config->cgroups[i]);
+            launch_fail_about("joining the cgroup", doors[i]);
         close(fd);
     }
 }
@@ -134,7 +139,7 @@ static void close_the_rest(const struct config *config, int go)
         launch_fail("closing descriptors");
 }
 
-static void await_byte(int fd)
+void await_byte(int fd)
 {
     char byte;
     ssize_t got;
@@ -166,7 +171,7 @@ static _Noreturn void run_box(struct config *config, int go)
     become_root(config);
     box_root(config);
     box_confine();
-    tell("R", 1, -1);
+    launch_tell("R", 1, -1);
     await_byte(launch_control);
 
     options = (struct agent_options){
@@ -210,7 +215,7 @@ static int open_user_namespace(pid_t pid)
     return fd;
 }
 
-static void take_control(void)
+void take_control(void)
 {
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
@@ -222,9 +227,9 @@ static void take_control(void)
 
 /* Start over in the outer user namespace. The new program belongs to it: so its owner, the user on the host, may look at PID 1 (its
  * namespaces, above all), although nobody in the box may. */
-static _Noreturn void enter_outer(const char *uid_map, const char *gid_map)
+_Noreturn void enter_outer(const char *mode, const char *uid_map, const char *gid_map)
 {
-    char *const again[] = {"box-agent", "launch", NULL};
+    char *const again[] = {"box-agent", (char *)mode, NULL};
 
     launch_control = 0;
     if (mapped_enter(uid_map, gid_map) < 0)
@@ -241,13 +246,13 @@ int cmd_launch(int argc, char **argv)
     pid_t pid;
 
     if (argc == 3)
-        enter_outer(argv[1], argv[2]);
+        enter_outer("launch", argv[1], argv[2]);
     take_control();
     config_receive(launch_control, &config);
     if (config.pids)
         limit_processes(config.pids);
     stage_open(&config);
-    join_cgroups(&config);
+    join_cgroups(config.cgroups, config.cgroup_count);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, go) < 0)
         launch_fail("making a socket pair");
     pid = clone_box(&pidfd);
@@ -256,7 +261,7 @@ int cmd_launch(int argc, char **argv)
     if (pid == 0)
         run_box(&config, go[1]);
     close(go[1]);
-    tell(text, (size_t)snprintf(text, sizeof text, "P%d", (int)pid), pidfd);
+    launch_tell(text, (size_t)snprintf(text, sizeof text, "P%d", (int)pid), pidfd);
     write_proc(pid, "uid_map", config.uid_map);
     write_proc(pid, "gid_map", config.gid_map);
     stage_fill(&config, config.rootless ? -1 : open_user_namespace(pid));

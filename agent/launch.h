@@ -48,9 +48,24 @@ struct config {
 /* The socket to the host; every part reports failures on it. */
 extern int launch_control;
 
+/* Takes a failure in place of the socket, where there is none (in a VM). */
+extern void (*launch_failed)(const char *text, size_t length);
+
+/* launch.c: steps of every launch. */
+void take_control(void);
+_Noreturn void enter_outer(const char *mode, const char *uid_map, const char *gid_map);
+void join_cgroups(const char *const doors[], size_t count);
+void await_byte(int fd);                                    /* or end, with whoever should have sent it */
+void launch_tell(const char *text, size_t length, int fd); /* -1: no descriptor */
+
 /* Tell the host that `step` failed (with errno's text unless it is 0) and end this process. */
 _Noreturn void launch_fail(const char *step);
 _Noreturn void launch_fail_about(const char *step, const char *about);
+
+/* launch_config.c: one message of records, with up to `room` descriptors; and where the next record is. */
+char *config_message(int control, int *fds, size_t room, size_t *count, size_t *length);
+bool config_next(char **rest, const char *end, const char **key, const char **value);
+void *config_grow(void *items, size_t count, size_t size);
 
 /* launch_config.c: receive the configuration and the descriptors from `control`. */
 void config_receive(int control, struct config *config);
@@ -63,6 +78,9 @@ void stage_fill(const struct config *config, int userns);
 void box_namespaces(const struct config *config);
 void box_root(const struct config *config);
 void box_confine(void);
+void loopback_up(void);
+int base_directory(int root, const char *name);
+void bind_into(int root, const char *source, const char *target, bool required);
 
 /* launch_mount.c: thin wrappers; each ends the process through launch_fail when `step` is given and the call fails. */
 int mount_clone(const char *path, bool recursive, const char *step);

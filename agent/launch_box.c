@@ -23,7 +23,7 @@
 
 static const uint64_t SPECIAL = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
 
-static void loopback_up(void)
+void loopback_up(void)
 {
     struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
@@ -44,7 +44,7 @@ void box_namespaces(const struct config *config)
 }
 
 /* Open a directory of the root that must be one, making it when absent. A symlink here is an image that lies about its layout. */
-static int base_directory(int root, const char *name)
+int base_directory(int root, const char *name)
 {
     int fd;
 
@@ -233,7 +233,7 @@ static int open_target(int root, const char *target, bool directory)
     return open_in_root(root, target, O_PATH, 0);
 }
 
-static void bind_into(int root, const char *source, const char *target, bool required)
+void bind_into(int root, const char *source, const char *target, bool required)
 {
     int tree = mount_clone(source, true, "opening the stage's mount");
     struct stat status;

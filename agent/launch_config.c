@@ -8,37 +8,56 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { CONFIG_MAX = 192 * 1024 };
+enum { CONFIG_MAX = 192 * 1024, FD_ROOM = 256 };
 
-static void receive_message(int control, struct config *config, size_t *length)
+char *config_message(int control, int *fds, size_t room, size_t *count, size_t *length)
 {
     union {
         struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int) * FD_COUNT)];
+        char bytes[CMSG_SPACE(sizeof(int) * FD_ROOM)];
     } space;
-    struct msghdr message = {.msg_control = &space, .msg_controllen = sizeof space};
+    struct msghdr message = {.msg_control = &space, .msg_controllen = CMSG_SPACE(sizeof(int) * room)};
     struct iovec part;
     ssize_t got;
+    char *text = malloc(CONFIG_MAX);
 
-    config->text = malloc(CONFIG_MAX);
-    if (!config->text)
+    if (!text)
         launch_fail("memory for the configuration");
-    part = (struct iovec){config->text, CONFIG_MAX};
+    part = (struct iovec){text, CONFIG_MAX};
     message.msg_iov = &part;
     message.msg_iovlen = 1;
     do
         got = recvmsg(control, &message, MSG_CMSG_CLOEXEC);
     while (got < 0 && errno == EINTR);
-    if (got <= 0 || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || config->text[got - 1] != '\0')
+    if (got <= 0 || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) || text[got - 1] != '\0')
         launch_fail("receiving the configuration");
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    if (!header || header->cmsg_type != SCM_RIGHTS || header->cmsg_len != CMSG_LEN(sizeof config->fds))
+    if (!header || header->cmsg_type != SCM_RIGHTS)
         launch_fail("receiving the descriptors");
-    memcpy(config->fds, CMSG_DATA(header), sizeof config->fds);
+    *count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    if (*count > room)
+        launch_fail("too many descriptors");
+    memcpy(fds, CMSG_DATA(header), *count * sizeof(int));
     *length = (size_t)got;
+    return text;
 }
 
-static void *grow(void *items, size_t count, size_t size)
+bool config_next(char **rest, const char *end, const char **key, const char **value)
+{
+    if (*rest >= end)
+        return false;
+    char *equals = strchr(*rest, '=');
+    errno = 0;
+    if (!equals)
+        launch_fail_about("malformed configuration record", *rest);
+    *equals = '\0';
+    *key = *rest;
+    *value = equals + 1;
+    *rest = equals + 1 + strlen(equals + 1) + 1;
+    return true;
+}
+
+void *config_grow(void *items, size_t count, size_t size)
 {
     items = realloc(items, (count + 1) * size);
     if (!items)
@@ -48,13 +67,13 @@ static void *grow(void *items, size_t count, size_t size)
 
 static void add_lower(struct config *config, const char *path, bool shift)
 {
-    config->lowers = grow(config->lowers, config->lower_count, sizeof *config->lowers);
+    config->lowers = config_grow(config->lowers, config->lower_count, sizeof *config->lowers);
     config->lowers[config->lower_count++] = (struct lower){path, shift};
 }
 
 static void add_bind(struct config *config, const char *source, bool read_only)
 {
-    config->binds = grow(config->binds, config->bind_count, sizeof *config->binds);
+    config->binds = config_grow(config->binds, config->bind_count, sizeof *config->binds);
     config->binds[config->bind_count++] = (struct bind){source, NULL, read_only};
 }
 
@@ -89,7 +108,7 @@ static void take_record(struct config *config, const char *key, const char *valu
     else if (!strcmp(key, "target") && config->bind_count)
         config->binds[config->bind_count - 1].target = value;
     else if (!strcmp(key, "cgroup")) {
-        config->cgroups = grow(config->cgroups, config->cgroup_count, sizeof *config->cgroups);
+        config->cgroups = config_grow(config->cgroups, config->cgroup_count, sizeof *config->cgroups);
         config->cgroups[config->cgroup_count++] = value;
     } else {
         errno = 0;
@@ -99,19 +118,15 @@ static void take_record(struct config *config, const char *key, const char *valu
 
 void config_receive(int control, struct config *config)
 {
-    size_t length;
+    const char *key, *value;
+    size_t length, count;
 
     memset(config, 0, sizeof *config);
-    receive_message(control, config, &length);
-    for (char *record = config->text; record < config->text + length; record += strlen(record) + 1) {
-        char *equals = strchr(record, '=');
-        errno = 0;
-        if (!equals)
-            launch_fail_about("malformed configuration record", record);
-        *equals = '\0';
-        take_record(config, record, equals + 1);
-        record = equals + 1;
-    }
+    config->text = config_message(control, config->fds, FD_COUNT, &count, &length);
+    if (count != FD_COUNT)
+        launch_fail("receiving the descriptors");
+    for (char *rest = config->text; config_next(&rest, config->text + length, &key, &value);)
+        take_record(config, key, value);
     errno = 0;
     if (!config->hostname || !config->hosts || !config->resolv || !config->stage || !config->upper || !config->work
         || !config->uid_map || !config->gid_map || !config->lower_count)

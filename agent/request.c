@@ -1,5 +1,7 @@
 #include <ctype.h>
 #include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -18,7 +20,7 @@ static void hello(struct conn *conn, const struct frame *frame)
         conn_fail(conn, frame->req, frame->id, F_UNSUPPORTED, 0, "this agent speaks version 1 of the protocol");
         return;
     }
-    put32(put32(put32(put32(payload, PROTO_VERSION), WINDOW_SIZE), 1), (uint32_t)power_uptime_ms());
+    put32(put32(put32(put32(payload, PROTO_VERSION), WINDOW_SIZE), conn->number == 0), (uint32_t)power_uptime_ms());
     conn_reply(conn, frame, HELLO_OK, payload, sizeof payload);
 }
 
@@ -153,6 +155,18 @@ static void poweroff(struct conn *conn, const struct frame *frame)
     power_off(get32(frame->payload), (int)number);
 }
 
+/* Everything else waits: whoever asks is about to hold the box still, or to end it. */
+static void sync_disk(struct conn *conn, const struct frame *frame)
+{
+    int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (root >= 0 && syncfs(root) == 0)
+        conn_reply(conn, frame, OK, NULL, 0);
+    else
+        conn_fail(conn, frame->req, frame->id, F_RESOURCE, (uint16_t)errno, strerror(errno));
+    if (root >= 0)
+        close(root);
+}
+
 /* Exact sizes of the payloads, or the bounds where they vary. */
 static const struct {
     uint32_t least, most;
@@ -186,6 +200,7 @@ bool request_handle(struct conn *conn, const struct frame *frame)
     case STATS: stats(conn, frame); break;
     case POWEROFF: poweroff(conn, frame); break;
     case SHM: watch_share(conn, frame); break;
+    case SYNC: sync_disk(conn, frame); break;
     case PING: conn_reply(conn, frame, PONG, frame->payload, frame->length); break;
     }
     return true;

@@ -6,9 +6,11 @@
 #include <string.h>
 
 #include "conn.h"
+#include "line.h"
 
 enum {
     DATA_SIZE = 64 * 1024,       /* one DATA frame: fits a socket buffer a few times */
+    LINE_DATA_SIZE = LINE_DATA_MAX - FRAME_HEADER - 8, /* over a VM's line: it goes in one write */
     CREDIT_BATCH = 16 * 1024,    /* stdin credit goes back in steps */
 };
 
@@ -272,6 +274,10 @@ void watch_share(struct conn *conn, const struct frame *frame)
         conn_fail(conn, frame->req, frame->id, code, 0, "this connection is not attached to the stream");
         return;
     }
+    if (conn->number) {
+        conn_fail(conn, frame->req, frame->id, F_UNSUPPORTED, 0, "a VM shares no memory with its host");
+        return;
+    }
     int fd = window_share(&exec->out[frame->stream - 1].window);
     int copy = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3);
     if (copy < 0) {
@@ -363,7 +369,8 @@ static bool produce_stream(struct watcher *watcher, int index)
         conn_send(watcher->conn, RANGE, stream->number, 0, watcher->exec->id, payload, sizeof payload);
     } else {
         struct iovec place[2];
-        left = left < DATA_SIZE ? left : DATA_SIZE;
+        uint64_t most = watcher->conn->number ? LINE_DATA_SIZE : DATA_SIZE;
+        left = left < most ? left : most;
         int pieces = window_find(&stream->window, cursor->next, left, place);
         conn_send_data(watcher->conn, stream->number, watcher->exec->id, cursor->next, place, pieces);
     }

@@ -30,7 +30,7 @@ def test_ping(client: Client) -> None:
 BAD_FRAMES = {
     "length": HEADER.pack((1 << 20) + 1, Kind.PING, 0, 0, 1, b""),
     "type 0": HEADER.pack(0, 0, 0, 0, 1, b""),
-    "unknown type": HEADER.pack(0, 16, 0, 0, 1, b""),
+    "unknown type": HEADER.pack(0, 63, 0, 0, 1, b""),
     "reply type": HEADER.pack(0, Kind.OK, 0, 0, 1, b""),
     "stream": HEADER.pack(0, Kind.PING, 3, 0, 1, b""),
     "zero": HEADER.pack(0, Kind.PING, 0, 1, 1, b""),

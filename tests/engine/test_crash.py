@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from hutch.engine.container import ContainerEngine, upper
+from hutch.engine import trees
+from hutch.engine.container import ContainerEngine
 from tests.engine.boxes import plan
 
 if TYPE_CHECKING:
@@ -105,5 +106,5 @@ def test_a_copier_whose_parent_has_died_copies_nothing(tmp_path: Path) -> None:
     (tmp_path / "tree/file").write_text("text")
     for parent, copied in ((os.getppid(), False), (os.getpid(), True)):
         target = tmp_path / f"copy{copied}"
-        done = subprocess.run([*upper.copier(parent), tmp_path / "tree", target], check=False)
+        done = subprocess.run([*trees.copier(parent), tmp_path / "tree", target], check=False)
         assert (done.returncode == 0, target.exists()) == (copied, copied)

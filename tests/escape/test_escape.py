@@ -20,7 +20,7 @@ import pytest
 from hutch.core import agentproto
 from hutch.engine.base import Lower
 from hutch.engine.container import ContainerEngine
-from hutch.engine.container.launch import sealed_agent
+from hutch.engine.launcher import sealed_agent
 from hutch.host.binary import agent_path
 from hutch.types import Limits
 from tests import rootfs as rootfs_builder

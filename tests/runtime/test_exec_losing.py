@@ -124,13 +124,13 @@ async def test_3_1_a_cut_while_a_command_is_being_started(runtime: LocalRuntime,
 
     with in_time(30):
         async with anyio.create_task_group() as tasks:
-            await runtime.engine.freeze(directory)
+            await runtime.engines.container.freeze(directory)
             try:
                 tasks.start_soon(run)
                 await until(lambda: bool((channel := box._lives.open_channel(box.id)) and channel._requests))
                 cut(box)
             finally:
-                await runtime.engine.thaw(directory)
+                await runtime.engines.container.thaw(directory)
     assert results[0].stdout == b"in\n" + numbers()
     assert (results[0].exit_code, results[0].truncated) == (33, False)
     assert await box.files.read("/runs") == b"run\n"

@@ -42,6 +42,7 @@ class Request(enum.IntEnum):
     POWEROFF = 13
     SHM = 14
     PING = 15
+    SYNC = 16
 
 
 class Reply(enum.IntEnum):

@@ -125,6 +125,9 @@ class Engine(Protocol):
         """Look whether the box runs. Cheap (well under a millisecond), never blocks, never raises for a missing
         box."""
 
+    def last_words(self, directory: Path) -> str:
+        """Return what is known of why a box ended that nobody has stopped; empty when nothing is."""
+
     async def kill(self, directory: Path) -> None:
         """End every process of the box at once and release all that the start took (mounts, cgroups, run files).
         Idempotent; returns when nothing is left. The upper layer and the logs stay."""

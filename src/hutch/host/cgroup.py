@@ -20,7 +20,7 @@ from hutch.errors import EngineError
 from hutch.host import proc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from hutch.types import Limits
 
@@ -181,9 +181,9 @@ class Group(msgspec.Struct, frozen=True):
                 return member
         return None
 
-    def create(self, limits: Limits) -> tuple[str, ...]:
-        """Make the groups and set the limits. Returns the names of the limits that are asked for and not enforceable
-        here.
+    def create(self, limits: Limits, *, devices: Sequence[str] = ()) -> tuple[str, ...]:
+        """Make the groups and set the limits. ``devices``: those (major:minor) that are of use beyond the usual ones.
+        Returns the names of the limits that are asked for and not enforceable here.
 
         Raises `EngineError`; the caller removes then what was made.
         """
@@ -194,7 +194,7 @@ class Group(msgspec.Struct, frozen=True):
                 pass
             except OSError as error:
                 raise EngineError(f"cannot make the control group {member.path}: {error.strerror}") from error
-        self._limit_devices()
+        self._limit_devices(devices)
         unenforced = []
         if limits.cpus is not None and not self._limit_cpus(limits.cpus):
             unenforced.append("cpus")
@@ -232,14 +232,14 @@ class Group(msgspec.Struct, frozen=True):
         member = self._at("pids")
         return member is not None and _write(member.file("pids.max"), pids)
 
-    def _limit_devices(self) -> None:
+    def _limit_devices(self, devices: Sequence[str]) -> None:
         """A second lock behind the user namespace, in which no device can be made anyway; version 2 has no files for
         it."""
         member = self._at("devices")
         if member is None or member.version == 2:
             return
         if _write(member.file("devices.deny"), "a"):
-            _write(member.file("devices.allow"), *(f"c {device} rw" for device in USUAL_DEVICES))
+            _write(member.file("devices.allow"), *(f"c {device} rw" for device in (*USUAL_DEVICES, *devices)))
 
     def doors(self) -> tuple[str, ...]:
         """Return the files into which a single-threaded process writes "0" to join. (Version 1's ``tasks`` spares the

@@ -299,7 +299,8 @@ class LocalBox:
         answer = await channel.request(lambda req: proto.simple(proto.Request.STATS, req=req))
         if not isinstance(answer, proto.AgentStats):
             raise HutchError("the box's agent gave another answer than was asked for")
-        usage = self._runtime.engine.usage(self._runtime.home.box(self.id))
+        engine, directory = self._runtime.engines.of_box(self.id)
+        usage = engine.usage(directory)
         return BoxStats(
             memory_bytes=usage.memory_bytes,
             memory_limit_bytes=usage.memory_limit_bytes,
@@ -582,7 +583,7 @@ class LocalBox:
     def _oom_kills(self, directory: Path) -> int | None:
         if not self._counts_oom:
             return None
-        return self._runtime.engine.usage(directory).oom_kills
+        return self._runtime.engines.of(self._lives.settings(self.id)).usage(directory).oom_kills
 
 
 def _kill_unseen(channel: AgentChannel | None, exec_id: str) -> None:

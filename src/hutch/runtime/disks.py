@@ -23,7 +23,7 @@ from hutch.runtime.home import new_id
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from hutch.engine.base import Engine
+    from hutch.runtime.engines import Engines
     from hutch.runtime.home import Home
     from hutch.state import BoxRecord, Store
 
@@ -36,10 +36,10 @@ _DELETE_PAUSES = (0.01, 0.05, 0.2, 0.5, 1.0, 0.0)
 class Disks:
     """The frozen layers of one home."""
 
-    def __init__(self, home: Home, store: Store, engine: Engine) -> None:
+    def __init__(self, home: Home, store: Store, engines: Engines) -> None:
         self._home = home
         self._store = store
-        self._engine = engine
+        self._engines = engines
 
     @contextlib.asynccontextmanager
     async def using(self) -> AsyncIterator[None]:
@@ -55,32 +55,32 @@ class Disks:
     async def settle(self, record: BoxRecord) -> BoxRecord:
         """Finish a freeze or a restore that was interrupted, so that the disk is what the record says. The caller
         holds the box."""
-        directory = self._home.box(record.id)
+        engine, directory = self._engines.of(record), self._home.box(record.id)
         if record.reset_upper:
-            await self._engine.reset_upper(directory)
+            await engine.reset_upper(directory)
             return self._saved(record, reset_upper=False)
         if record.disks and not self._home.disk(record.disks[0]).exists():
-            await self._engine.move_upper(directory, self._home.disk(record.disks[0]))
+            await engine.move_upper(directory, self._home.disk(record.disks[0]))
         return record
 
     async def capture(self, record: BoxRecord, *, running: bool) -> tuple[str, ...]:
         """Return frozen layers that hold the disk as it is now. The caller holds the box (frozen, if it runs) and
         `using`."""
-        directory = self._home.box(record.id)
+        engine, directory = self._engines.of(record), self._home.box(record.id)
         name = f"{new_id()}-box"
         if not running:
             record = await self.settle(record)
-        upper = self._engine.upper(directory)
+        upper = engine.upper(directory)
         if upper is Upper.EMPTY:
             return record.disks
         if running or upper is Upper.FIXED:
             partial = self._home.disk(f".{name}")
-            await self._engine.copy_upper(directory, partial)
+            await engine.copy_upper(directory, partial)
             os.rename(partial, self._home.disk(name))
             return (name, *record.disks)
         # The record first: should we die before the move, `settle` does it.
         record = self._saved(record, disks=(name, *record.disks))
-        await self._engine.move_upper(directory, self._home.disk(name))
+        await engine.move_upper(directory, self._home.disk(name))
         return record.disks
 
     async def restore(self, record: BoxRecord, disks: tuple[str, ...]) -> None:
@@ -101,11 +101,12 @@ class Disks:
 
     async def size(self, names: Iterable[str]) -> int:
         """Return what the layers take on the host's disk, in bytes."""
-        return sum([await self._engine.tree_size(self._home.disk(name)) for name in names])
+        return sum([await self._engines.container.tree_size(self._home.disk(name)) for name in names])
 
     async def written(self, box_id: str) -> int:
         """Return what a box's writable layer takes on the host's disk, in bytes."""
-        return await self._engine.upper_size(self._home.box(box_id))
+        engine, directory = self._engines.of_box(box_id)
+        return await engine.upper_size(directory)
 
     # Private methods.
 
@@ -123,7 +124,7 @@ class Disks:
         # The copier of a process that was killed dies with it, but not at once: it may still add a file.
         for pause in _DELETE_PAUSES:
             try:
-                await self._engine.remove_tree(self._home.disk(name))
+                await self._engines.container.remove_tree(self._home.disk(name))
             except HutchError as error:
                 log.warning("the layer %s cannot be deleted yet: %s", name, error)
                 await anyio.sleep(pause)

@@ -6,6 +6,7 @@ boxes/<id>/           one box: upper/ work/ (or disk.img) run/ main.log.0 main.l
 disks/<id>-box        frozen layers of boxes: owners on disk are those of the box
 disks/<id>-image      the same, with the owners of an image (from an import)
 volumes/<id>/         managed volumes
+vm/                   kernels, templates and bases of disks of VMs
 locks/                one lock file a box, and `disks`
 """
 
@@ -48,7 +49,7 @@ class Home(msgspec.Struct, frozen=True):
         home = cls(path)
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in ("boxes", "disks", "images", "locks", "volumes"):
+            for name in ("boxes", "disks", "images", "locks", "vm", "volumes"):
                 # Ids of boxes and modes of their files are nobody else's business, but box users must be able to
                 # pass.
                 (path / name).mkdir(mode=0o711, exist_ok=True)
@@ -90,6 +91,11 @@ class Home(msgspec.Struct, frozen=True):
     def locks(self) -> Path:
         """The lock files."""
         return self.root / "locks"
+
+    @property
+    def vm(self) -> Path:
+        """What VMs are made from."""
+        return self.root / "vm"
 
     def volume(self, volume_id: str) -> Path:
         """The files of a managed volume."""

@@ -133,7 +133,7 @@ class LocalVolumes:
             raise InvalidStateError(f"volume {name!r} is used by {', '.join(users[:5])}; remove the boxes first")
         self._store.remove_volume(record.id)
         with anyio.CancelScope(shield=True):
-            await self._runtime.engine.remove_tree(self._runtime.home.volume(record.id))
+            await self._runtime.engines.container.remove_tree(self._runtime.home.volume(record.id))
 
     def _find(self, name: str) -> VolumeRecord:
         record = self._store.get_volume(check_name("the name of a volume", name))

@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator
 
-    from hutch.engine.base import Engine
+    from hutch.engine.base import Observed
     from hutch.image import ImageStore
     from hutch.runtime.disks import Disks
+    from hutch.runtime.engines import Engines
     from hutch.runtime.execution import LocalExecution
     from hutch.runtime.home import Home
     from hutch.state import BoxRecord, Store
@@ -64,10 +65,10 @@ _STOP_MARGIN = 2.0
 class Lives:
     """See the module."""
 
-    def __init__(self, home: Home, store: Store, engine: Engine, images: ImageStore, disks: Disks) -> None:
+    def __init__(self, home: Home, store: Store, engines: Engines, images: ImageStore, disks: Disks) -> None:
         self._home = home
         self._store = store
-        self._engine = engine
+        self._engines = engines
         self._images = images
         self._disks = disks
         self._channels: dict[str, AgentChannel] = {}
@@ -105,7 +106,7 @@ class Lives:
         """`refresh` for a record that has just been read."""
         if record.state not in ALIVE:
             return record
-        if record.state is not BoxState.PAUSED and self._engine.observe(self._home.box(record.id)).running:
+        if record.state is not BoxState.PAUSED and self._observe(record).running:
             return record
         async with self.holding(record.id) as current:
             return current
@@ -142,7 +143,7 @@ class Lives:
             with anyio.CancelScope(shield=True):
                 if grace > 0:
                     await self._ask_to_stop(record, grace)
-                await self._engine.kill(self._home.box(box_id))
+                await self._engines.of(record).kill(self._home.box(box_id))
                 await self._observed(record)
 
     async def detach(self, box_id: str) -> None:
@@ -153,7 +154,8 @@ class Lives:
 
     async def destroy(self, box_id: str) -> None:
         """End a box at once and release what its start took; for removal. The caller holds the lock."""
-        await self._engine.kill(self._home.box(box_id))
+        engine, directory = self._engines.of_box(box_id)
+        await engine.kill(directory)
         self.drop_channel(box_id)
         self.started.discard(box_id)
         self._settings.pop(box_id, None)
@@ -164,7 +166,7 @@ class Lives:
         record = self.record(box_id)
         if record.state not in ALIVE:
             return
-        observed = self._engine.observe(self._home.box(box_id))
+        observed = self._observe(record)
         if not observed.running or observed.pid is None:
             return
         with anyio.CancelScope() as scope:
@@ -195,7 +197,7 @@ class Lives:
             # The record first: should we die while it is frozen, whoever holds the box next sets it going again.
             record = self._save(record, Event.PAUSE)
             try:
-                await self._engine.freeze(directory)
+                await self._engines.of(record).freeze(directory)
                 yield record, True
             finally:
                 with anyio.CancelScope(shield=True):
@@ -248,7 +250,8 @@ class Lives:
             async with self._connecting.setdefault(box_id, anyio.Lock()):
                 if not own and (channel := self.open_channel(box_id)) is not None:
                     return channel
-                if not self._engine.observe(self._home.box(box_id)).running:
+                engine, directory = self._engines.of_box(box_id)
+                if not engine.observe(directory).running:
                     return None
                 return await (self.own_channel(box_id) if own else self._connect(box_id))
         except HutchError:
@@ -261,7 +264,8 @@ class Lives:
 
     async def connect(self, box_id: str) -> socket.socket:
         """Return a new connection to a box's agent, as the engine gives it."""
-        return await self._engine.connect(self._home.box(box_id))
+        engine, directory = self._engines.of_box(box_id)
+        return await engine.connect(directory)
 
     def drop_channel(self, box_id: str) -> None:
         """Close the channel to a box."""
@@ -287,18 +291,18 @@ class Lives:
             await self._start(record, _unwatched)
 
     async def _start(self, record: BoxRecord, watch: MainWatcher) -> None:
-        directory = self._home.box(record.id)
+        engine, directory = self._engines.of(record), self._home.box(record.id)
         if record.state in ALIVE:
             return
         directory.mkdir(mode=0o711, exist_ok=True)
-        if self._engine.observe(directory).running:  # whoever started it was killed before recording that
-            await self._engine.kill(directory)
+        if engine.observe(directory).running:  # whoever started it was killed before recording that
+            await engine.kill(directory)
         before = record = await self._disks.settle(record)
         plan = self._plan(record, directory)
         for name in ("exit", "main.log.0", "main.log.1"):
             (directory / name).unlink(missing_ok=True)
         try:
-            started = await self._engine.start(plan)
+            started = await engine.start(plan)
             record = self._save(
                 record,
                 Event.STARTED,
@@ -314,7 +318,7 @@ class Lives:
                 await self._start_main(record, watch)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                await self._engine.kill(directory)
+                await engine.kill(directory)
                 self.drop_channel(record.id)
                 if isinstance(error, Exception):
                     self._save(record, Event.START_FAILED, pid=None, stopped_at=time.time(), reason=str(error) or None)
@@ -379,7 +383,7 @@ class Lives:
         return channel
 
     async def _ask_to_stop(self, record: BoxRecord, grace: float) -> None:
-        observed = self._engine.observe(self._home.box(record.id))
+        observed = self._observe(record)
         if observed.pid is None:
             return
         with anyio.move_on_after(grace + _STOP_MARGIN):
@@ -390,17 +394,18 @@ class Lives:
 
     async def _observed(self, record: BoxRecord) -> BoxRecord:
         """Bring the record of a box up to date with what the engine observes. The caller holds the lock."""
-        directory = self._home.box(record.id)
+        engine, directory = self._engines.of(record), self._home.box(record.id)
         if record.state not in ALIVE:
             return record
         # One that is being stopped while nobody holds it was left by a process that died: its stop is finished here.
-        if self._engine.observe(directory).running and record.state is not BoxState.STOPPING:
+        if engine.observe(directory).running and record.state is not BoxState.STOPPING:
             if record.state is BoxState.PAUSED:
-                await self._engine.thaw(directory)
+                await engine.thaw(directory)
                 record = self._save(record, Event.RESUME)
             return record
+        words = engine.last_words(directory)
         with anyio.CancelScope(shield=True):
-            await self._engine.kill(directory)
+            await engine.kill(directory)
         self.drop_channel(record.id)
         self.started.discard(record.id)
         ended = logs.exit_record(directory)
@@ -411,7 +416,12 @@ class Lives:
         if record.state is BoxState.STOPPING:
             return self._follow(record, Event.STOPPED, **values)
         values["reason"] = "the box's processes were killed from outside, or the machine restarted"
+        if words:
+            values["reason"] += f"; its console said: {words}"
         return self._follow(record, Event.DIED, **values)
+
+    def _observe(self, record: BoxRecord) -> Observed:
+        return self._engines.of(record).observe(self._home.box(record.id))
 
     def _follow(self, record: BoxRecord, event: Event, **values: Any) -> BoxRecord:
         """`_save` for what is true in any case: where the database cannot take it (the disk is full), whoever looks

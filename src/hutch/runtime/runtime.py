@@ -21,7 +21,6 @@ from hutch.errors import (
     InvalidStateError,
     NotFoundError,
     RuntimeClosedError,
-    UnsupportedError,
 )
 from hutch.host.files import locked
 from hutch.host.proc import Process
@@ -30,6 +29,7 @@ from hutch.runtime import archive
 from hutch.runtime.box import LocalBox
 from hutch.runtime.checks import check_callable, check_name, check_path, quoted
 from hutch.runtime.disks import Disks
+from hutch.runtime.engines import Engines
 from hutch.runtime.home import Home, new_id
 from hutch.runtime.library import LocalImages, LocalVolumes
 from hutch.runtime.lives import ALIVE, Lives, describe
@@ -69,16 +69,11 @@ class LocalRuntime:
 
     async def __aenter__(self) -> Self:
         self.home = Home.open(self._given_home)
-        if self._given_engine is None:
-            from hutch.engine.container import ContainerEngine
-
-            self.engine: Engine = ContainerEngine()
-        else:
-            self.engine = self._given_engine
         self.store = Store(self.home.database)
+        self.engines = Engines(self.home, self.store, self._given_engine)
         self.image_store = ImageStore(self.home.images)
-        self.disks = Disks(self.home, self.store, self.engine)
-        self.lives = Lives(self.home, self.store, self.engine, self.image_store, self.disks)
+        self.disks = Disks(self.home, self.store, self.engines)
+        self.lives = Lives(self.home, self.store, self.engines, self.image_store, self.disks)
         self.images = LocalImages(self)
         self.volumes = LocalVolumes(self)
         # The caller's side of the background tasks; they live in a group of a task of their own, so that
@@ -182,15 +177,13 @@ class LocalRuntime:
             )
         check_spec(spec)
         check_callable("progress", progress)
-        if spec.isolation is Isolation.VM:
-            raise UnsupportedError("isolation 'vm' is not available in this version; use 'auto' or 'container'")
         if spec.name is not None and self.store.has_box_named(spec.name):
             raise AlreadyExistsError(f"a box named {spec.name!r} exists already; remove it or choose another name")
         for mount in spec.mounts:
             if mount.volume and self.store.get_volume(mount.volume) is None:
                 raise NotFoundError(f"volume {mount.volume!r} does not exist; create it first")
         info = await self._image(spec, pull, progress)
-        record = self._record(spec, info)
+        record = self._record(spec, info, await self.engines.choose(spec))
         self._add(record)
         return self._handle(record)
 
@@ -261,7 +254,7 @@ class LocalRuntime:
             if self.store.has_box_named(name):
                 raise AlreadyExistsError(f"a box named {name!r} exists already")
         async with self.disks.using():
-            contents, disks = await archive.read(check_path("the archive", path), self.home, self.engine)
+            contents, disks = await archive.read(check_path("the archive", path), self.home, self.engines.container)
             now = time.time()
             record = msgspec.structs.replace(
                 self._unstarted(contents, now),
@@ -282,10 +275,10 @@ class LocalRuntime:
         return {
             "version": __version__,
             "home": str(self.home.root),
-            "engine": self.engine.name,
-            "isolation": "container",
+            "isolation": Isolation.VM if await self.engines.prefer_vm() else Isolation.CONTAINER,
+            "vm": await self.engines.describe_vm(),
             "rootless": os.geteuid() != 0,
-            "capabilities": sorted(self.engine.capabilities),
+            "capabilities": sorted(self.engines.container.capabilities),
             "boxes": len(boxes),
             "running": sum(box.state is BoxState.RUNNING for box in boxes),
             "images": len(self.image_store.list()),
@@ -298,7 +291,7 @@ class LocalRuntime:
             with contextlib.suppress(HutchError):
                 if record.state in (BoxState.PAUSED, BoxState.STOPPING):
                     await self.lives.settle_forsaken(record.id)
-                elif not self.engine.observe(self.home.box(record.id)).running:
+                elif not self.engines.of(record).observe(self.home.box(record.id)).running:
                     await self.lives.refresh(record.id)
         for record in self.store.list_boxes_to_remove():
             if _forsaken(record):
@@ -324,7 +317,7 @@ class LocalRuntime:
             spec.image, platform=spec.platform, always=pull == "always", progress=progress
         )
 
-    def _record(self, spec: BoxSpec, image: ImageInfo) -> BoxRecord:
+    def _record(self, spec: BoxSpec, image: ImageInfo, isolation: str) -> BoxRecord:
         now = time.time()
         settings = resolve(spec, image)
         return BoxRecord(
@@ -340,6 +333,7 @@ class LocalRuntime:
             user=settings.user,
             stop_signal=settings.stop_signal,
             owner=self._process,
+            isolation=isolation,
         )
 
     def _add(self, record: BoxRecord) -> None:
@@ -389,7 +383,7 @@ class LocalRuntime:
     async def _erase(self, record: BoxRecord) -> None:
         # The record goes last: until then a crash leaves a box that can be removed again.
         await self.lives.destroy(record.id)
-        await self.engine.remove_tree(self.home.box(record.id))
+        await self.engines.container.remove_tree(self.home.box(record.id))
         snapshots = self.store.list_snapshots(record.id)
         self.store.remove_box(record.id)
         self._boxes.pop(record.id, None)
@@ -400,8 +394,8 @@ class LocalRuntime:
     async def _erase_orphan(self, box_id: str) -> None:
         async with locked(self.home.lock(box_id), timeout=1.0):
             if self.store.get_box(box_id) is None:
-                await self.engine.kill(self.home.box(box_id))
-                await self.engine.remove_tree(self.home.box(box_id))
+                await self.engines.container.kill(self.home.box(box_id))
+                await self.engines.container.remove_tree(self.home.box(box_id))
                 self.home.lock(box_id).unlink(missing_ok=True)
 
     async def _stop_own(self) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
+from hutch.engine import record, trees
 from hutch.engine.base import BoxPlan, Capability, Observed, Started, Upper, Usage
-from hutch.engine.container import record, upper
-from hutch.engine.container.launch import Launch, configuration
+from hutch.engine.container import upper
+from hutch.engine.container.launch import configuration
+from hutch.engine.launcher import Launch, check_plan, open_logs
 from hutch.errors import (
     EngineError,
-    InvalidArgumentError,
     InvalidStateError,
     UnsupportedError,
-    UpstreamUnavailableError,
 )
 from hutch.host import mapping
 from hutch.host.binary import agent_path
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 START_SECONDS = 30.0
 KILL_SECONDS = 10.0
-CONNECT_SECONDS = 5.0
-BOX_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,63}")
-HOSTNAME = re.compile(r"[0-9A-Za-z_]([0-9A-Za-z_.-]{0,62}[0-9A-Za-z_])?")
 
 
 class ContainerEngine:
@@ -56,7 +52,7 @@ class ContainerEngine:
 
     async def start(self, plan: BoxPlan) -> Started:
         """See `hutch.engine.base.Engine.start`."""
-        _validate(plan)
+        check_plan(plan)
         if self.observe(plan.directory).running:
             raise InvalidStateError(f"box {plan.box_id} runs already")
         if (plan.directory / "run").exists():
@@ -90,10 +86,11 @@ class ContainerEngine:
         descriptors: list[int] = []
         listener = record.listen(directory)
         try:
-            descriptors = [listener.fileno(), *_open_logs(directory)]
-            launch = Launch(self._agent or agent_path(), ids)
+            descriptors = [listener.fileno(), *open_logs(directory)]
+            launch = Launch(self._agent or agent_path(), "launch", ids.outer or ())
             try:
-                process = await launch.prepare(text, descriptors)
+                launch.hand_over(text, descriptors)
+                process = await launch.until(b"R")
                 record.write(directory, record.Record(group=group, process=process))
                 await launch.commit()
             finally:
@@ -109,13 +106,7 @@ class ContainerEngine:
 
     async def connect(self, directory: Path) -> socket.socket:
         """See `hutch.engine.base.Engine.connect`."""
-        with anyio.move_on_after(CONNECT_SECONDS):
-            while True:
-                try:
-                    return record.connect(directory)
-                except BlockingIOError:
-                    await anyio.sleep(0.002)  # a full queue gives no event to wait for
-        raise UpstreamUnavailableError(f"the agent of the box in {directory} does not accept connections")
+        return await record.connect_patiently(directory)
 
     def observe(self, directory: Path) -> Observed:
         """See `hutch.engine.base.Engine.observe`."""
@@ -123,6 +114,10 @@ class ContainerEngine:
         if entry is None or entry.process is None or not entry.process.alive():
             return Observed(running=False)
         return Observed(running=True, pid=entry.process.pid)
+
+    def last_words(self, directory: Path) -> str:
+        """See `hutch.engine.base.Engine.last_words`. The kernel does not tell."""
+        return ""
 
     async def kill(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.kill`. Raises `EngineError` when something does not go away."""
@@ -191,43 +186,12 @@ class ContainerEngine:
 
     async def tree_size(self, path: Path) -> int:
         """See `hutch.engine.base.Engine.tree_size`."""
-        return await upper.tree_size(path)
+        return await trees.tree_size(path)
 
     async def remove_tree(self, path: Path) -> None:
         """See `hutch.engine.base.Engine.remove_tree`. Raises `StorageError`."""
-        await upper.remove_tree(path)
+        await trees.remove_tree(path)
 
     async def copy_tree(self, source: Path, target: Path) -> None:
         """See `hutch.engine.base.Engine.copy_tree`. Raises `StorageError`."""
-        await upper.copy_tree(source, target)
-
-
-def _validate(plan: BoxPlan) -> None:
-    if not BOX_ID.fullmatch(plan.box_id):
-        raise InvalidArgumentError(f"malformed box id {plan.box_id!r}")
-    if not HOSTNAME.fullmatch(plan.hostname):
-        raise InvalidArgumentError(
-            f"malformed host name {plan.hostname!r}: letters, digits, '-', '_' and '.', at most 64"
-        )
-    if not plan.lowers:
-        raise InvalidArgumentError("a box needs at least one layer")
-    for mount in plan.mounts:
-        target = Path(mount.target)
-        if not target.is_absolute() or ".." in target.parts or len(target.parts) < 2:
-            raise InvalidArgumentError(
-                f"malformed mount target {mount.target!r}: an absolute path below / without '..'"
-            )
-
-
-def _open_logs(directory: Path) -> list[int]:
-    """Open the main log's two files and the exit record; the caller closes them."""
-    opened: list[int] = []
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        for name, extra in (("main.log.0", 0), ("main.log.1", 0), ("exit", os.O_TRUNC)):
-            opened.append(os.open(directory / name, flags | extra, 0o600))
-    except BaseException:
-        for fd in opened:
-            os.close(fd)
-        raise
-    return opened
+        await trees.copy_tree(source, target)

@@ -10,31 +10,19 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-import anyio.to_thread
-
+from hutch.engine import trees
 from hutch.engine.base import Upper
 from hutch.errors import StorageError
-from hutch.host import command, files, loopdisk, mapping
+from hutch.host import files, loopdisk, mapping
 from hutch.host.binary import agent_path
 from hutch.host.proc import poll_until
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
     from pathlib import Path
 
 IMAGE = "disk.img"
 GB = 1 << 30
 _SEED = ".seed"
-
-
-def copier(parent: int) -> list[str]:
-    """Return the command (source and target are to follow) that copies a tree and ends with the process ``parent``,
-    whose child it is: nobody else would take its result.
-
-    The shell looks whether the parent had died before the signal was asked for.
-    """
-    watched = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", 'test "$PPID" = "$1" && shift && exec "$@"', "sh"]
-    return [*watched, str(parent), "cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--"]
 
 
 async def prepare(directory: Path, disk_gb: int | None, ids: mapping.Mapping) -> None:
@@ -103,26 +91,28 @@ async def move(directory: Path, target: Path) -> None:
     try:
         os.rename(directory / "upper", target)
     except PermissionError:  # its owner is another user of the box
-        await _mapped(["mv", "-T", "--", str(directory / "upper"), str(target)], f"move the disk of {directory}")
+        await trees.run_mapped(
+            ["mv", "-T", "--", str(directory / "upper"), str(target)], f"move the disk of {directory}"
+        )
     except OSError as error:
         raise StorageError(f"cannot move the disk of {directory} to {target}: {error.strerror}") from error
-    await remove_tree(directory / "work")
+    await trees.remove_tree(directory / "work")
 
 
 async def copy(directory: Path, target: Path) -> None:
     """See `hutch.engine.base.Engine.copy_upper`. Raises `StorageError`."""
     if not limited(directory):
-        await copy_tree(directory / "upper", target)
+        await trees.copy_tree(directory / "upper", target)
         return
     point = directory / "run"
     mounted = (str(agent_path()), "disk", str(directory / IMAGE), str(point), "--")
-    await _copy([*mounted, *copier(os.getpid()), str(point / "upper"), str(target)], directory, target)
+    await trees.copy_by([*mounted, *trees.copier(os.getpid()), str(point / "upper"), str(target)], directory, target)
 
 
 async def reset(directory: Path) -> None:
     """See `hutch.engine.base.Engine.reset_upper`. Raises `StorageError`."""
     for name in ("upper", "work", IMAGE):
-        await remove_tree(directory / name)
+        await trees.remove_tree(directory / name)
 
 
 async def size(directory: Path) -> int:
@@ -130,40 +120,4 @@ async def size(directory: Path) -> int:
     try:
         return (directory / IMAGE).stat().st_blocks * 512
     except FileNotFoundError:
-        return await tree_size(directory / "upper")
-
-
-async def tree_size(path: Path) -> int:
-    """See `hutch.engine.base.Engine.tree_size`."""
-    # Files come and go while it looks at a box that runs, so its exit code means nothing.
-    output = await _mapped(["du", "-s", "-B1", "--", str(path)], f"measure {path}", accepted=range(256))
-    number = output.partition(b"\t")[0]
-    return int(number) if number.isdigit() else 0
-
-
-async def remove_tree(path: Path) -> None:
-    """See `hutch.engine.base.Engine.remove_tree`. Raises `StorageError`."""
-    if mapping.current().rootless:
-        await _mapped(["rm", "-rf", "--", str(path)], f"remove {path}")
-    else:
-        await anyio.to_thread.run_sync(files.remove_tree, path)
-
-
-async def copy_tree(source: Path, target: Path) -> None:
-    """See `hutch.engine.base.Engine.copy_tree`. Raises `StorageError`."""
-    await _copy(mapping.current().wrap([*copier(os.getpid()), str(source), str(target)]), source, target)
-
-
-async def _copy(argv: Sequence[str], source: Path, target: Path) -> None:
-    if target.exists() or target.is_symlink():
-        raise StorageError(f"cannot copy to {target}: it exists")
-    try:
-        await command.run(argv, f"copy {source} to {target}")
-    except BaseException:
-        with anyio.CancelScope(shield=True):
-            await remove_tree(target)
-        raise
-
-
-async def _mapped(argv: Sequence[str], what: str, *, accepted: Container[int] = (0,)) -> bytes:
-    return await command.run(mapping.current().wrap(argv), what, accepted=accepted)
+        return await trees.tree_size(directory / "upper")

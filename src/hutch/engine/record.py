@@ -7,6 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 
 from hutch.errors import UpstreamUnavailableError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 STATE = "state.json"
 SOCKET = "agent.sock"
+CONNECT_SECONDS = 5.0
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,15 +57,15 @@ def clear(directory: Path) -> None:
                 os.unlink(entry.path)
 
 
-def listen(directory: Path) -> socket.socket:
-    """Return a listening socket at ``run/agent.sock``. An address holds 108 bytes, so it goes by way of the folder's
+def listen(directory: Path, name: str = SOCKET) -> socket.socket:
+    """Return a listening socket in the ``run`` folder. An address holds 108 bytes, so it goes by way of the folder's
     descriptor."""
     run = os.open(_run(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(SOCKET, dir_fd=run)
-        listener.bind(f"/proc/self/fd/{run}/{SOCKET}")
+            os.unlink(name, dir_fd=run)
+        listener.bind(f"/proc/self/fd/{run}/{name}")
         listener.listen(128)
     except BaseException:
         listener.close()
@@ -73,17 +75,17 @@ def listen(directory: Path) -> socket.socket:
     return listener
 
 
-def connect(directory: Path) -> socket.socket:
-    """Return a connected non-blocking socket to the box's agent.
+def connect(directory: Path, name: str = SOCKET) -> socket.socket:
+    """Return a connected non-blocking socket to what listens in the ``run`` folder: the box's agent.
 
-    Raises `UpstreamUnavailableError` when no agent listens, `BlockingIOError` when its queue of connections is full.
+    Raises `UpstreamUnavailableError` when nobody listens, `BlockingIOError` when its queue of connections is full.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.setblocking(False)
     try:
         run = os.open(_run(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            connection.connect(f"/proc/self/fd/{run}/{SOCKET}")
+            connection.connect(f"/proc/self/fd/{run}/{name}")
         finally:
             os.close(run)
     except BlockingIOError:
@@ -92,6 +94,23 @@ def connect(directory: Path) -> socket.socket:
     except OSError as error:
         connection.close()
         raise UpstreamUnavailableError(
-            f"the agent of the box in {directory} does not listen: {error.strerror}"
+            f"the agent of the box in {directory} does not listen ({name}: {error.strerror})"
         ) from error
     return connection
+
+
+async def connect_patiently(directory: Path) -> socket.socket:
+    """`connect`, waiting a while for room in the agent's queue. Raises `UpstreamUnavailableError`."""
+    with anyio.move_on_after(CONNECT_SECONDS):
+        while True:
+            try:
+                return connect(directory)
+            except BlockingIOError:
+                await anyio.sleep(0.002)  # a full queue gives no event to wait for
+    raise UpstreamUnavailableError(f"the agent of the box in {directory} does not accept connections")
+
+
+def alive(directory: Path) -> Record | None:
+    """Return the record of a box that runs, ``None`` of one that does not."""
+    entry = read(directory)
+    return entry if entry is not None and entry.process is not None and entry.process.alive() else None

@@ -1,0 +1,249 @@
+"""The VM engine: starts, observes and removes boxes with a kernel of their own. How stands in docs/vm.md."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+
+from hutch.core import agentproto, frames
+from hutch.engine import record, trees
+from hutch.engine.base import BoxPlan, Capability, Observed, Started, Upper, Usage
+from hutch.engine.launcher import check_plan
+from hutch.engine.vm import disk, kvm, machine, qmp
+from hutch.engine.vm.kernel import Kernels
+from hutch.engine.vm.launch import CONSOLE, Files, launching
+from hutch.engine.vm.machine import Plan, Shape
+from hutch.engine.vm.template import BOOT_SECONDS, Templates
+from hutch.errors import EngineError, HutchError, InvalidStateError, UnsupportedError, UpstreamUnavailableError
+from hutch.host.binary import agent_path
+from hutch.host.cgroup import Group
+from hutch.types import Limits, Progress
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from hutch.engine.vm.template import Template
+
+log = logging.getLogger("hutch.engine.vm")
+
+RESTORE_SECONDS = 30.0
+KILL_SECONDS = 10.0
+SYNC_SECONDS = 5.0
+DEFAULT_MEMORY_MIB = 512
+LEAST_MEMORY_MIB = 96
+_KVM_DEVICE = "10:232"
+_TAIL = 2000
+
+
+class VmEngine:
+    """Boxes as micro-VMs under QEMU, as root or as an ordinary user. Implements `hutch.engine.base.Engine`."""
+
+    name = "vm"
+    capabilities = frozenset({Capability.PAUSE})
+
+    def __init__(self, store: Path, *, agent: Path | None = None) -> None:
+        """``store``: the folder for kernels, templates and bases of disks. ``agent``: the native program, by default
+        the one of the installation."""
+        self._store = store
+        self._agent = agent or agent_path()
+        self.kernels = Kernels(store, self._agent)
+        self.templates = Templates(store, self._agent)
+
+    def check(self) -> None:
+        """Raise `EngineError` when this machine cannot run boxes as VMs."""
+        machine.program()
+
+    async def start(self, plan: BoxPlan) -> Started:
+        """See `hutch.engine.base.Engine.start`. Raises `UnsupportedError` for what only containers can."""
+        check_plan(plan)
+        if plan.mounts:
+            raise UnsupportedError("VMs have no mounts and volumes yet; use isolation 'container', or copy files in")
+        if self.observe(plan.directory).running:
+            raise InvalidStateError(f"box {plan.box_id} runs already")
+        await self.kill(plan.directory)  # what an end without us has left
+        group = Group.named(plan.box_id)
+        try:
+            (plan.directory / "run").mkdir(mode=0o700, exist_ok=True)
+            record.write(plan.directory, record.Record(group=group))
+            group.create(Limits(pids=None), devices=(_KVM_DEVICE,))
+            chain = await disk.prepare(plan, self._store)
+            pid = await self._launch(plan, await self.shape(plan.limits), chain, group)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self._end(plan.directory)
+            if isinstance(error, OSError):
+                raise EngineError(f"box {plan.box_id} cannot start: {error}") from error
+            raise
+        return Started(pid=pid)
+
+    async def uses_kvm(self) -> bool:
+        """Whether VMs run on KVM here. The first answer takes up to half a second."""
+        return await anyio.to_thread.run_sync(kvm.usable)
+
+    async def preferable(self) -> bool:
+        """Whether VMs are as good as containers here: at full speed, and ready."""
+        return self.kernels.current() is not None and await self.uses_kvm()
+
+    async def shape(self, limits: Limits) -> Shape:
+        """Return the machine for these limits. Raises `EngineError`."""
+        self._store.mkdir(parents=True, exist_ok=True)
+        kernel = await self.kernels.ensure(_say)
+        return Shape(
+            kernel=kernel,
+            kvm=await self.uses_kvm(),
+            cpus=limits.cpus or 1,
+            memory_mib=max(limits.memory_mib or DEFAULT_MEMORY_MIB, LEAST_MEMORY_MIB),
+        )
+
+    async def _launch(self, plan: BoxPlan, shape: Shape, chain: disk.Chain, group: Group) -> int:
+        template = await self.templates.obtain(shape)
+        if template is not None:
+            try:
+                return await self._boot(plan, shape, chain, group, template)
+            except (HutchError, TimeoutError) as error:
+                await self.templates.discard(template, error)
+                await self._end_process(plan.directory)
+            finally:
+                template.close()
+        try:
+            return await self._boot(plan, shape, chain, group, None)
+        except TimeoutError:
+            raise EngineError(f"box {plan.box_id} did not start within {BOOT_SECONDS:g} s{self._said(plan)}") from None
+
+    async def _boot(
+        self, plan: BoxPlan, shape: Shape, chain: disk.Chain, group: Group, template: Template | None
+    ) -> int:
+        disks = chain.open()
+        try:
+            given = Files(disk=disks, memory=template.memory if template else None)
+            wanted = Plan(memory=template is not None, incoming=template is not None, frozen=len(chain.frozen))
+            with anyio.fail_after(RESTORE_SECONDS if template else BOOT_SECONDS):
+                async with launching(self._agent, plan.directory, shape, wanted, given, group.doors()) as guest:
+                    await (guest.load(template.state) if template else guest.booted())
+                    process = await guest.resume(plan)
+                    record.write(plan.directory, record.Record(group=group, process=process))
+                    await guest.commit()
+        finally:
+            disk.close(disks)
+        return process.pid
+
+    async def connect(self, directory: Path) -> socket.socket:
+        """See `hutch.engine.base.Engine.connect`."""
+        return await record.connect_patiently(directory)
+
+    def observe(self, directory: Path) -> Observed:
+        """See `hutch.engine.base.Engine.observe`."""
+        entry = record.alive(directory)
+        if entry is None or entry.process is None:
+            return Observed(running=False)
+        return Observed(running=True, pid=entry.process.pid)
+
+    def last_words(self, directory: Path) -> str:
+        """See `hutch.engine.base.Engine.last_words`."""
+        with contextlib.suppress(OSError):
+            text = (directory / CONSOLE).read_bytes()[-_TAIL:].decode(errors="replace")
+            return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+        return ""
+
+    async def kill(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.kill`. What the guest has written goes to its disk first, if it still can.
+        Raises `EngineError` when something does not go away."""
+        with anyio.CancelScope(shield=True):
+            if self.observe(directory).running:
+                with contextlib.suppress(HutchError):
+                    await self._sync(directory)
+            await self._end(directory)
+
+    async def freeze(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.freeze`. Its disk is complete meanwhile."""
+        await self._sync(directory)
+        async with qmp.monitor(directory) as monitor:
+            await monitor.command("stop")
+
+    async def thaw(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.thaw`."""
+        async with qmp.monitor(directory) as monitor:
+            await monitor.command("cont")
+
+    def usage(self, directory: Path) -> Usage:
+        """See `hutch.engine.base.Engine.usage`. What the emulator takes, seen from the host."""
+        entry = record.alive(directory)
+        if entry is None:
+            return Usage()
+        measured = entry.group.usage()
+        return Usage(memory_bytes=measured.memory_bytes, cpu_seconds=measured.cpu_seconds)
+
+    def upper(self, directory: Path) -> Upper:
+        """See `hutch.engine.base.Engine.upper`."""
+        return disk.kind(directory)
+
+    async def move_upper(self, directory: Path, target: Path) -> None:
+        """See `hutch.engine.base.Engine.move_upper`. Raises `StorageError`."""
+        disk.move(directory, target)
+
+    async def copy_upper(self, directory: Path, target: Path) -> None:
+        """See `hutch.engine.base.Engine.copy_upper`. Raises `StorageError`."""
+        await disk.copy(directory, target)
+
+    async def reset_upper(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.reset_upper`. Raises `StorageError`."""
+        disk.reset(directory)
+
+    async def upper_size(self, directory: Path) -> int:
+        """See `hutch.engine.base.Engine.upper_size`."""
+        return disk.size(directory)
+
+    async def tree_size(self, path: Path) -> int:
+        """See `hutch.engine.base.Engine.tree_size`."""
+        return await trees.tree_size(path)
+
+    async def remove_tree(self, path: Path) -> None:
+        """See `hutch.engine.base.Engine.remove_tree`. Raises `StorageError`."""
+        await trees.remove_tree(path)
+
+    async def copy_tree(self, source: Path, target: Path) -> None:
+        """See `hutch.engine.base.Engine.copy_tree`. Raises `StorageError`."""
+        await trees.copy_tree(source, target)
+
+    # Private methods.
+
+    async def _end(self, directory: Path) -> None:
+        entry = record.read(directory) or record.Record(group=Group.named(directory.name))
+        entry.group.release()
+        await self._end_process(directory)
+        await entry.group.remove()
+        record.clear(directory)
+
+    async def _end_process(self, directory: Path) -> None:
+        entry = record.read(directory)
+        if entry is not None and entry.process is not None and not await entry.process.kill(KILL_SECONDS):
+            raise EngineError(f"process {entry.process.pid} of the box in {directory} does not end")
+
+    async def _sync(self, directory: Path) -> None:
+        """Let the guest write to its disk all that its programs have written. Raises `UpstreamUnavailableError`."""
+        with anyio.move_on_after(SYNC_SECONDS):
+            with await self.connect(directory) as connection:
+                connection.send(agentproto.simple(agentproto.Request.SYNC, req=1))
+                decoder = frames.Decoder()
+                while True:
+                    await anyio.wait_readable(connection)
+                    data = connection.recv(4096)
+                    if not data:
+                        break
+                    for frame in decoder.receive(data):
+                        if frame.req == 1:
+                            return
+        raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; its disk may lack writes")
+
+    def _said(self, plan: BoxPlan) -> str:
+        words = self.last_words(plan.directory)
+        return f"; its console said: {words}" if words else ""
+
+
+def _say(progress: Progress) -> None:
+    log.info("kernel for VMs: %s %s", progress.phase, progress.item)

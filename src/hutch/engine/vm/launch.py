@@ -1,0 +1,157 @@
+"""Starting one machine: descriptors, configuration, and what is said to the emulator and to the guest on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from hutch.engine import record
+from hutch.engine.launcher import Launch, encode, hosts_file, open_logs
+from hutch.engine.vm import machine, qmp
+from hutch.errors import EngineError
+from hutch.host import mapping
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from hutch.engine.base import BoxPlan
+    from hutch.engine.vm.machine import Plan, Shape
+    from hutch.host.proc import Process
+
+CONSOLE = "console.log"
+USER = mapping.ROOT_BASE - 1
+"""As root, emulators run as this user, which is nobody else's."""
+_WORDS_SECONDS = 1.0
+_READY, _UP, _RESUME = b"B", b"R", b"V"
+
+
+class Files(msgspec.Struct, frozen=True, kw_only=True):
+    """Descriptors of a machine. ``disk``: base, frozen images, its own one. The caller closes them."""
+
+    memory: int | None = None
+    disk: Sequence[int] = ()
+
+
+class Machine:
+    """A machine that is being started."""
+
+    def __init__(self, launch: Launch, directory: Path) -> None:
+        self._launch = launch
+        self._directory = directory
+
+    async def booted(self) -> None:
+        """Wait until a guest that boots is ready to be resumed. Raises `EngineError`."""
+        await self._launch.until(_READY)
+
+    async def save(self, state: int) -> None:
+        """Stop the guest and save its state to a file; shared memory is part of it already. Raises `EngineError`."""
+        await self._move("migrate", state, before="stop")
+
+    async def load(self, state: int) -> None:
+        """Load a state from a file and let the guest run. Raises `EngineError`."""
+        await self._move("migrate-incoming", state, after="cont")
+
+    async def _move(self, command: str, state: int, *, before: str = "", after: str = "") -> None:
+        try:
+            async with qmp.monitor(self._directory) as monitor:
+                if before:
+                    await monitor.command(before)
+                capability = {"capability": "x-ignore-shared", "state": True}
+                await monitor.command("migrate-set-capabilities", capabilities=[capability])
+                await monitor.command("migrate-set-parameters", max_bandwidth=1 << 40)
+                await monitor.give("state", state)
+                await monitor.command(command, uri="fd:state")
+                await monitor.migrated()
+                if after:  # not earlier: a guest that goes on before its state is there never answers
+                    await monitor.command(after)
+        except EngineError:
+            with anyio.move_on_after(_WORDS_SECONDS):
+                await self._launch.until(_UP)  # an emulator that has ended has told the launcher why
+            raise
+
+    async def resume(self, plan: BoxPlan) -> Process:
+        """Make the guest the box, and return the keeper: PID 1 of the machine. Raises `EngineError`."""
+        self._launch.send(_RESUME + encode(_resume_records(plan)))
+        return await self._launch.until(_UP)
+
+    async def commit(self) -> None:
+        """See `hutch.engine.launcher.Launch.commit`."""
+        await self._launch.commit()
+
+
+@contextlib.asynccontextmanager
+async def launching(
+    agent: Path, directory: Path, shape: Shape, plan: Plan, files: Files, doors: Iterable[str] = ()
+) -> AsyncIterator[Machine]:
+    """Start a machine, whose folder is ``directory``, and end it at the end of the block unless it was committed.
+
+    Raises `EngineError`.
+    """
+    ids = mapping.current()
+    outer = (f"0 {os.geteuid()} 1", f"0 {os.getegid()} 1") if ids.rootless else ()
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(record.listen(directory))
+        monitor = stack.enter_context(record.listen(directory, qmp.SOCKET))
+        own = [*open_logs(directory), _open_console(directory)]
+        for fd in own:
+            stack.callback(os.close, fd)
+        descriptors = [listener.fileno(), *own]
+        if files.memory is not None:
+            descriptors.append(files.memory)
+        descriptors += [monitor.fileno(), *files.disk]
+        launch = Launch(agent, "vm", outer)
+        try:
+            launch.hand_over(_configuration(directory, shape, plan, doors, rootless=ids.rootless), descriptors)
+            # So that nobody waits for a monitor when its emulator has ended.
+            monitor.close()
+            yield Machine(launch, directory)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await launch.close()
+
+
+def _open_console(directory: Path) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(directory / CONSOLE, flags, 0o600)
+
+
+def _configuration(directory: Path, shape: Shape, plan: Plan, doors: Iterable[Path], *, rootless: bool) -> bytes:
+    records = [("stage", str(directory / "run"))]
+    records += [("bind", path) for path in machine.host_files(shape)]
+    records += [("argument", argument) for argument in machine.arguments(shape, plan)]
+    records += [("cgroup", str(door)) for door in doors]
+    if not rootless:
+        group = Path("/dev/kvm").stat().st_gid if shape.kvm else USER
+        records.append(("user", f"{USER}:{USER}:{group}"))
+    if plan.memory:
+        records.append(("memory", ""))
+    return encode(records)
+
+
+def _resume_records(plan: BoxPlan) -> list[tuple[str, str]]:
+    records = [
+        ("entropy", secrets.token_bytes(64).hex()),
+        ("time", str(time.time_ns())),
+        ("hostname", plan.hostname),
+        ("etc/hostname", f"{plan.hostname}\n"),
+        ("etc/hosts", hosts_file(plan.hostname)),
+        ("etc/resolv.conf", ""),
+        ("etc/machine-id", f"{_machine_id(plan.box_id)}\n"),
+    ]
+    if plan.limits.pids is not None:
+        records.append(("pids", str(plan.limits.pids)))
+    return records
+
+
+def _machine_id(box_id: str) -> str:
+    """The same at each start of a box, another for each box."""
+    return hashlib.sha256(f"hutch machine {box_id}".encode()).hexdigest()[:32]

@@ -1,0 +1,151 @@
+"""The command line of a VM's emulator. What is in `Shape` decides whether a template fits: the same devices in the same
+order, as QEMU wants it of a state that it loads."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hutch.engine.vm.kernel import Kernel
+from hutch.errors import EngineError
+
+PROGRAM = "qemu-system-x86_64"
+LINE_FD, FIRST_FD = 3, 10
+"""Where the emulator finds the line, and the first of the descriptors that it is given (agent/vm.c)."""
+MEMORY = "/memory"
+FORMAT = 1
+"""Changes with whatever of this module a template depends on."""
+
+_KERNEL_LINE = (
+    "quiet loglevel=3 console=ttyS0 panic=-1 no_timer_check audit=0 apparmor=0 lsm=landlock cryptomgr.notests "
+    "rcupdate.rcu_expedited=1 random.trust_cpu=on i8042.noaux i8042.nopnp 8250.nr_uarts=1"
+)
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+# What the program needs of the host to run: libraries and firmware.
+_HOST = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/qemu", "/usr/share/seabios", "/etc/ld.so.cache")
+_DEVICES = ("/dev/null", "/dev/urandom")
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What makes one machine like another."""
+
+    kernel: Kernel
+    kvm: bool
+    cpus: int
+    memory_mib: int
+
+    @property
+    def key(self) -> str:
+        """Changes when a template of this shape would not fit any more."""
+        parts = (
+            FORMAT,
+            build(),
+            self.kernel.key,
+            self.kvm,
+            self.cpus,
+            self.memory_mib,
+            _processor() if self.kvm else "",
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What differs from machine to machine. ``memory``: ``None`` is the emulator's own, otherwise the launcher answers
+    for the file; ``shared``: what the guest writes goes to it. ``frozen`` counts the images between base and disk;
+    without a disk there is a placeholder. ``incoming``: it waits for a saved state."""
+
+    memory: bool = False
+    shared: bool = False
+    disk: bool = True
+    frozen: int = 0
+    incoming: bool = False
+
+
+def program() -> Path:
+    """Return the emulator. Raises `EngineError` when it is not installed."""
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise EngineError(f"{PROGRAM} is missing; install the Debian packages qemu-system-x86 and qemu-utils")
+    return Path(found).resolve()
+
+
+def build() -> str:
+    """Return what identifies the emulator's build."""
+    path = program()
+    return _build(path, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _build(path: Path, _changed: int) -> str:
+    done = subprocess.run([path, "--version"], capture_output=True, check=False, text=True)
+    return f"{done.stdout.partition(chr(10))[0]} {_changed}"
+
+
+@functools.cache
+def _processor() -> str:
+    """Under KVM the guest sees the host's processor: a saved state fits no other."""
+    wanted = ("model name", "flags", "microcode")
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    return f"{os.uname().release} " + " ".join(line for line in lines if line.startswith(wanted))
+
+
+def host_files(shape: Shape) -> list[str]:
+    """Return the paths of the host that the emulator sees."""
+    found = [str(program()), *_HOST, *_DEVICES, str(shape.kernel.image), str(shape.kernel.initrd)]
+    return [*found, "/dev/kvm"] if shape.kvm else found
+
+
+def arguments(shape: Shape, plan: Plan) -> list[str]:
+    """Return the command line. The emulator's descriptors are, in this order: the monitor's listening socket, and the
+    files of the disk (base, frozen ones, its own)."""
+    memory: dict[str, Any] = {"id": "mem", "size": shape.memory_mib << 20}
+    memory |= (
+        {"qom-type": "memory-backend-file", "mem-path": MEMORY, "share": plan.shared}
+        if plan.memory
+        else {"qom-type": "memory-backend-ram"}
+    )
+    argv = [
+        *(str(program()), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-sandbox", _SANDBOX),
+        *("-machine", "q35,memory-backend=mem,vmport=off,graphics=off,hpet=on,usb=off"),
+        *(("-accel", "kvm", "-cpu", "host") if shape.kvm else ("-accel", "tcg,tb-size=64", "-cpu", "max,-erms")),
+        *("-smp", str(shape.cpus), "-m", str(shape.memory_mib)),
+        *("-object", msgspec.json.encode(memory).decode()),
+        *("-kernel", str(shape.kernel.image), "-initrd", str(shape.kernel.initrd), "-append", _KERNEL_LINE),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=line,fd={LINE_FD}"),
+        *("-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,nr=1,chardev=line,name=hutch"),
+        *("-chardev", f"socket,id=monitor,fd={FIRST_FD},server=on,wait=off", "-mon", "chardev=monitor,mode=control"),
+    ]
+    nodes, count = _disk(plan)
+    for number in range(count):
+        argv += ["-add-fd", f"fd={FIRST_FD + 1 + number},set={number + 1}"]
+    for node in nodes:
+        argv += ["-blockdev", msgspec.json.encode(node).decode()]
+    argv += ["-device", "virtio-blk-pci,drive=disk"]
+    return [*argv, "-incoming", "defer"] if plan.incoming else argv
+
+
+def _disk(plan: Plan) -> tuple[list[dict[str, Any]], int]:
+    """Return the block nodes, bottom first, and how many descriptors they take."""
+    if not plan.disk:
+        return [{"driver": "null-co", "node-name": "disk", "size": 1 << 30, "read-zeroes": True}], 0
+
+    def file(number: int, read_only: bool) -> dict[str, Any]:
+        # Boxes are started by whoever holds their lock; a lock on a shared base would only need rights to it.
+        return {"driver": "file", "filename": f"/dev/fdset/{number}", "read-only": read_only, "locking": "off"}
+
+    nodes: list[dict[str, Any]] = [{"driver": "raw", "node-name": "n0", "read-only": True, "file": file(1, True)}]
+    for number in range(1, plan.frozen + 2):
+        own = number == plan.frozen + 1
+        node = {"driver": "qcow2", "node-name": "disk" if own else f"n{number}", "read-only": not own}
+        node |= {"file": file(number + 1, not own), "backing": f"n{number - 1}"}
+        nodes.append(node | {"discard": "unmap"} if own else node)
+    return nodes, plan.frozen + 2

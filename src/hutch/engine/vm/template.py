@@ -1,0 +1,142 @@
+"""Templates: machines that were booted once and saved, from which boxes are restored in a tenth of a second.
+
+templates/<key>/memory, state     the guest's memory, mapped copy-on-write by each box, and the rest of its state
+
+A template holds nothing of any box: it is saved before the guest takes a disk. It can be deleted at any time; boxes
+that were restored from it keep the files. Whoever needs one that is missing makes it, which takes hardly longer than
+to boot the box itself; who else needs it meanwhile waits for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from hutch.engine.vm.launch import Files, launching
+from hutch.engine.vm.machine import Plan
+from hutch.errors import DeadlineError, EngineError, HutchError
+from hutch.host import files
+
+if TYPE_CHECKING:
+    from hutch.engine.vm.machine import Shape
+
+log = logging.getLogger("hutch.engine.vm")
+
+BOOT_SECONDS = 60.0
+KEPT = 8
+_LOCK_SECONDS = 120.0
+
+
+class Template(msgspec.Struct, frozen=True):
+    """An open template: descriptors of its two files. `close` them."""
+
+    folder: Path
+    memory: int
+    state: int
+
+    @classmethod
+    def open(cls, folder: Path) -> Template | None:
+        """Open a template for reading; ``None`` when there is none."""
+        try:
+            memory = os.open(folder / "memory", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            state = os.open(folder / "state", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(memory)
+            return None
+        return cls(folder, memory, state)
+
+    def close(self) -> None:
+        """Close the files."""
+        os.close(self.memory)
+        os.close(self.state)
+
+
+class Templates:
+    """The templates of one store."""
+
+    def __init__(self, store: Path, agent: Path) -> None:
+        self._folder = store / "templates"
+        self._agent = agent
+        # Shapes of which this process could not make a template: boxes boot.
+        self._failed: set[str] = set()
+
+    async def obtain(self, shape: Shape) -> Template | None:
+        """Return the template of a shape; make it if it is missing. ``None`` when that fails."""
+        folder = self._folder / shape.key
+        if (found := Template.open(folder)) is not None:
+            with contextlib.suppress(OSError):
+                os.utime(folder)
+            return found
+        if shape.key in self._failed:
+            return None
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            async with files.locked(self._folder / f".{shape.key}.lock", timeout=_LOCK_SECONDS):
+                if (found := Template.open(folder)) is None:
+                    await self._make(shape, folder)
+                    found = Template.open(folder)
+        except (HutchError, OSError) as error:
+            if not isinstance(error, DeadlineError):
+                self._failed.add(shape.key)
+            log.warning("no template for VMs could be made, they boot one by one: %s", error)
+            return None
+        return found
+
+    async def discard(self, template: Template, cause: Exception) -> None:
+        """Throw a template away that proved to be of no use."""
+        log.warning("the template %s is of no use and was deleted: %s", template.folder, cause)
+        self._failed.add(template.folder.name)
+        with contextlib.suppress(HutchError):
+            self._remove(template.folder)
+
+    # Private methods.
+
+    async def _make(self, shape: Shape, folder: Path) -> None:
+        for left in self._folder.glob(f".{shape.key}.*.part"):
+            files.remove_tree(left)
+        partial = self._folder / f".{shape.key}.{secrets.token_hex(4)}.part"
+        (partial / "run").mkdir(parents=True, mode=0o700)
+        opened: list[int] = []
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            opened.append(memory := os.open(partial / "memory", flags, 0o600))
+            opened.append(state := os.open(partial / "state", flags, 0o600))
+            os.ftruncate(memory, shape.memory_mib << 20)
+            plan = Plan(memory=True, shared=True, disk=False)
+            with anyio.fail_after(BOOT_SECONDS):
+                async with launching(self._agent, partial, shape, plan, Files(memory=memory)) as guest:
+                    await guest.booted()
+                    await guest.save(state)
+            for path in partial.iterdir():
+                if path.name not in ("memory", "state"):
+                    files.remove_tree(path)
+            partial.rename(folder)
+        except TimeoutError:
+            raise EngineError(f"the guest did not boot within {BOOT_SECONDS:g} s") from None
+        finally:
+            for fd in opened:
+                os.close(fd)
+            files.remove_tree(partial)
+        self._drop_old()
+
+    def _drop_old(self) -> None:
+        found = sorted(self._folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for folder in found[KEPT:]:
+            self._remove(folder)
+
+    def _remove(self, folder: Path) -> None:
+        """Under another name first, so that nobody opens a half of it."""
+        away = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(away)
+        files.remove_tree(away)
