@@ -124,7 +124,7 @@ def _open_console(directory: Path) -> int:
     return os.open(directory / CONSOLE, flags, 0o600)
 
 
-def _configuration(directory: Path, shape: Shape, plan: Plan, doors: Iterable[Path], *, rootless: bool) -> bytes:
+def _configuration(directory: Path, shape: Shape, plan: Plan, doors: Iterable[str], *, rootless: bool) -> bytes:
     records = [("stage", str(directory / "run"))]
     records += [("bind", path) for path in machine.host_files(shape)]
     records += [("argument", argument) for argument in machine.arguments(shape, plan)]
