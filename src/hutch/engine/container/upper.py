@@ -33,7 +33,7 @@ def copier(parent: int) -> list[str]:
 
     The shell looks whether the parent had died before the signal was asked for.
     """
-    watched = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", 'test "$PPID" = "$1" && shift && exec "$@"', "sh"]
+    watched = ["setpriv", "--pdeathsig", "KILL", "/bin/sh", "-c", 'test "$PPID" = "$1" && shift && exec "$@"', "sh"]
     return [*watched, str(parent), "cp", "-a", "--reflink=auto", "--sparse=auto", "-T", "--"]
 
 
