@@ -76,14 +76,14 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
         "--token",
         JOIN,
     )
-    with Process("-m", "hutch.fleet", "api", *options) as process:
+    with Process("-m", "hutch", "serve", "api", *options) as process:
         yield process
 
 
 def runner_process(api: Process, home: Path) -> Process:
     """A runner that joins the API."""
     options = ("--join", api.url, "--token", JOIN, "--home", home, "--port", "{port}")
-    return Process("-m", "hutch.fleet", "runner", *options)
+    return Process("-m", "hutch", "serve", "runner", *options)
 
 
 @pytest.fixture(scope="session")

@@ -138,6 +138,7 @@ STORE_COMMANDS = (
         "system:doctor",
         (),
         (JSON,),
+        here=True,
     ),
     Command(
         "completion",
@@ -147,5 +148,6 @@ STORE_COMMANDS = (
         (Argument("SHELL", "bash, zsh or fish", choices=("bash", "zsh", "fish")),),
         (),
         ('eval "$(hutch completion bash)"', "hutch completion fish > ~/.config/fish/completions/hutch.fish"),
+        here=True,
     ),
 )

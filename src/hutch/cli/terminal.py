@@ -72,6 +72,24 @@ def raw(fd: int) -> Iterator[None]:
             termios.tcsetattr(fd, termios.TCSADRAIN, saved)
 
 
+@contextmanager
+def hidden(fd: int, prompt: str) -> Iterator[None]:
+    """Show a prompt, and not what is typed, for the time of the block. Nothing happens when it is no terminal."""
+    if not os.isatty(fd):
+        yield
+        return
+    saved = termios.tcgetattr(fd)
+    silent = [*saved[:3], saved[3] & ~termios.ECHO, *saved[4:]]
+    os.write(STDERR, prompt.encode())
+    try:
+        termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
+        yield
+    finally:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+        os.write(STDERR, b"\n")
+
+
 def size(fd: int) -> tuple[int, int]:
     """Rows and columns of a terminal; 24×80 for one that does not know."""
     with contextlib.suppress(OSError):

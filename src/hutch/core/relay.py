@@ -2,18 +2,18 @@
 
 A relay serves one watcher of one execution. It looks at the headers of frames and at nothing else: `Upward` lets
 through what a watcher may ask of its own execution, `Downward` what the agent says about it. Whole frames come out,
-in order, unchanged.
+in order, unchanged but for one flag.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from hutch.core.agentproto import Reply, Request
+from hutch.core.agentproto import EXIT_FLAGS, EXIT_OOM, Reply, Request
 from hutch.core.frames import HEADER, MAX_PAYLOAD, FrameError, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SUBPROTOCOL = "hutch.agent.v1"
 """The WebSocket sub-protocol: binary messages that hold whole frames of the agent protocol, version 1."""
@@ -101,9 +101,11 @@ class Upward:
 
 
 class Downward:
-    """From the agent to a watcher."""
+    """From the agent to a watcher. ``oom_killed`` is asked at the end of the execution: the one thing about it that
+    the agent does not know, and that is added to its notice."""
 
-    def __init__(self, exec_id: str) -> None:
+    def __init__(self, exec_id: str, oom_killed: Callable[[], bool] = lambda: False) -> None:
+        self._oom_killed = oom_killed
         self._id = exec_id.encode("ascii").ljust(12, b"\0")
         self._cutter = _Cutter()
 
@@ -113,11 +115,20 @@ class Downward:
         buffer, headers = self._cutter.cut(data)
         for header in headers:
             if header.type in _EVENTS and header.exec_id == self._id:
+                if header.type == Reply.EXITED and self._oom_killed():
+                    buffer = _flagged(buffer, header)
                 continue
             if header.type in _REPLIES and header.req:
                 continue
             raise FrameError(f"the agent sent a frame of type {header.type} that this watcher did not ask for")
         return buffer[: headers[-1].end] if headers else b""
+
+
+def _flagged(buffer: bytes, exited: _Header) -> bytes:
+    place = exited.start + HEADER.size + EXIT_FLAGS
+    if place >= exited.end:
+        raise FrameError("a notice of the end that is too short")
+    return buffer[:place] + bytes((buffer[place] | EXIT_OOM,)) + buffer[place + 1 :]
 
 
 def _headers(buffer: bytes) -> Iterator[_Header]:

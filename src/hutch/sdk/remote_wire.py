@@ -87,9 +87,10 @@ class ExecBody(Body, frozen=True, kw_only=True):
 
 
 class Launched(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to ``POST …/exec``."""
+    """The answer to ``POST …/exec``. ``oom_kills``: how often memory had run out in the box before."""
 
     pid: int
+    oom_kills: int | None = None
 
 
 class PullBody(Body, frozen=True, kw_only=True):
@@ -112,6 +113,15 @@ class PruneBody(Body, frozen=True, kw_only=True):
     """``POST /v1/x/images/prune``."""
 
     all: bool = False
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v1/me``: whose key this is, and what it may do."""
+
+    sub: str
+    principal_type: str
+    scopes: tuple[str, ...]
+    path_prefix: str | None = None
 
 
 class Waited(msgspec.Struct, frozen=True, kw_only=True):

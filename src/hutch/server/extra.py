@@ -38,7 +38,7 @@ _LONGEST_WAIT = 60.0
 class Host(Box, Protocol):
     """A box with the doors that a server needs beyond the protocol; `hutch.runtime.box.LocalBox` tells what they do."""
 
-    async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> int: ...
+    async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> tuple[int, int | None]: ...
 
     async def launch_main(self, rows: int, cols: int) -> None: ...
 
@@ -182,8 +182,8 @@ class _Extra:
             options["file_op"] = None if body.file_op is None else FileOp(body.file_op)
         except ValueError:
             raise InvalidArgumentError(f"file_op {body.file_op} is not a file operation") from None
-        pid = await (await self._box(call)).launch(body.id, body.command, **options)
-        return wire.Launched(pid=pid)
+        pid, oom_kills = await (await self._box(call)).launch(body.id, body.command, **options)
+        return wire.Launched(pid=pid, oom_kills=oom_kills)
 
     async def signal(self, call: Call) -> object:
         signum = wire.loads(call.body, wire.SignalBody).signal

@@ -50,12 +50,14 @@ class Local(Protocol):
 
     async def connect_agent(self, exec_id: str) -> socket.socket: ...
 
+    def oom_kills(self) -> int | None: ...
+
 
 @runtime_checkable
 class Remote(Protocol):
     """A box of another machine: there is a relay beside it."""
 
-    async def connect_relay(self, exec_id: str, watcher: str) -> RemoteLink: ...
+    async def connect_relay(self, exec_id: str, watcher: str, oom_kills: int | None) -> RemoteLink: ...
 
 
 def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info: None) -> list[BaseRoute]:
@@ -77,6 +79,7 @@ class _Relay:
         reading = ws.scope.get("hutch.principal") == "read"
         watcher = ws.query_params.get("watcher", "")[:64]
         try:
+            oom_kills = _number(ws, "oom_kills")
             if SUBPROTOCOL not in ws.scope["subprotocols"]:
                 raise InvalidArgumentError(f"the relay speaks the WebSocket sub-protocol {SUBPROTOCOL}; offer it")
             box = await self._backend.get(unquote(ws.path_params["box"]))
@@ -84,16 +87,17 @@ class _Relay:
                 if isinstance(box, Remote) and reading:
                     raise PermissionDeniedError("this key may only read, and cannot watch from here")
                 if isinstance(box, Remote):
-                    async with contextlib.aclosing(await _next_relay(box, exec_id, watcher)) as link:
+                    async with contextlib.aclosing(await _next_relay(box, exec_id, watcher, oom_kills)) as link:
                         await ws.accept(subprotocol=SUBPROTOCOL)
                         await _both(ws, _link_down(ws, link), _link_up(ws, link))
                 elif isinstance(box, Local):
                     with await box.connect_agent(exec_id) as sock:
                         hello = await _greet(sock)
+                        gate = Downward(exec_id, _oom_killed(box, oom_kills))
                         await ws.accept(subprotocol=SUBPROTOCOL)
                         await _both(
                             ws,
-                            _agent_down(ws, sock, Downward(exec_id)),
+                            _agent_down(ws, sock, gate),
                             _agent_up(ws, sock, Upward(exec_id, hello, reading=reading)),
                         )
                         await _hand_over(sock)
@@ -123,9 +127,29 @@ class _Relay:
             gone.set()
 
 
-async def _next_relay(box: Remote, exec_id: str, watcher: str) -> RemoteLink:
+def _number(ws: WebSocket, name: str) -> int | None:
+    text = ws.query_params.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or len(text) > 18:
+        raise InvalidArgumentError(f"{name}: {text!r:.100} is not a number")
+    return int(text)
+
+
+def _oom_killed(box: Local, before: int | None) -> Callable[[], bool]:
+    """Whether memory has run out in the box since the execution was started, or else since now."""
+    known = box.oom_kills() if before is None else before
+
+    def killed() -> bool:
+        now = box.oom_kills()
+        return known is not None and now is not None and now > known
+
+    return killed
+
+
+async def _next_relay(box: Remote, exec_id: str, watcher: str, oom_kills: int | None) -> RemoteLink:
     try:
-        return await box.connect_relay(exec_id, watcher)
+        return await box.connect_relay(exec_id, watcher, oom_kills)
     except UnauthenticatedError as error:  # that is between us and the runner
         raise UpstreamUnavailableError(f"the box's runner does not know us: {error}") from None
 

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from hutch.errors import ConfigError
+from hutch.runtime.runtime import LocalRuntime
+from hutch.server.app import make_app
 from hutch.server.wire import BoundedHttp, Limits, ReceiptedWebSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from starlette.types import ASGIApp
 
     from hutch.server.settings import ServerSettings
+
+    # Told when the server listens: what stops it, and its URL.
+    Started = Callable[["Server", str], object]
 
 
 class Server(uvicorn.Server):
@@ -35,6 +41,20 @@ class Server(uvicorn.Server):
         """Stop in an orderly way; called again: without waiting for anybody."""
         self.force_exit = self.should_exit
         self.should_exit = True
+
+
+async def serve_home(home: Path, settings: ServerSettings, host: str, port: int, started: Started) -> None:
+    """Serve the boxes of a home until the server is stopped. Raises `ConfigError` when the address cannot be used."""
+    with listen(host, port) as listener:
+        async with LocalRuntime(home) as runtime:
+            await run(make_app(runtime, settings), settings, listener, started)
+
+
+async def run(app: ASGIApp, settings: ServerSettings, listener: socket.socket, started: Started) -> None:
+    """Serve an application on a listening socket until the server is stopped."""
+    server = make_server(app, settings)
+    started(server, address(listener))
+    await server.serve(sockets=[listener])
 
 
 def make_server(app: ASGIApp, settings: ServerSettings) -> Server:
@@ -77,3 +97,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener
+
+
+def address(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

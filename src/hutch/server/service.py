@@ -61,7 +61,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[TaskGroup]:
         """Hold the records open; background work goes to the task group, which ends with the server."""
-        self.marks = Marks(self.settings.state)
+        self.marks = Marks(self.settings.state, self.settings.database)
         try:
             async with anyio.create_task_group() as tasks:
                 self.executions = Executions(self.settings, tasks)

@@ -32,14 +32,14 @@ class Marks:
     """The marks of all boxes, in memory and, with `flush`, on disk (readable by the owner only). One server at a time
     has them. Raises `ConfigError` or `DatabaseError`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: Path | None = None) -> None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for left in folder.glob(f"{TRANSIT}*"):  # by a server that was killed
                 shutil.rmtree(left, ignore_errors=True)
-            path = folder / "server.db"
+            path = database or folder / "server.db"
             path.touch(mode=0o600)
             os.chmod(path, 0o600)
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
