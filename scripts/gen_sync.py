@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         ImageInfo,
         Isolation,
         LogEntry,
+        LoginInfo,
         Mount,
         Progress,
         Result,

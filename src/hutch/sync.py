@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ImageInfo,
         Isolation,
         LogEntry,
+        LoginInfo,
         Mount,
         Progress,
         Result,
@@ -454,14 +455,30 @@ class Images:
     def get(self, reference: str) -> ImageInfo:
         return self._portal.call(functools.partial(self._wrapped.get, reference))
 
-    def list(self) -> list[ImageInfo]:
-        return self._portal.call(functools.partial(self._wrapped.list))
+    def tag(self, reference: str, name: str) -> ImageInfo:
+        """Give an image another name; one that has that name loses it. Raises `NotFoundError`."""
+        return self._portal.call(functools.partial(self._wrapped.tag, reference, name))
 
     def remove(self, reference: str) -> Sequence[str]:
         return self._portal.call(functools.partial(self._wrapped.remove, reference))
 
     def prune(self, *, all: bool = False) -> int:
         return self._portal.call(functools.partial(self._wrapped.prune, all=all))
+
+    def login(self, registry: str, username: str, password: str, *, prefix: str = "") -> LoginInfo:
+        """Keep a login for pulls from a registry (``host[:port]``), for the repositories whose path begins with the"""
+        return self._portal.call(functools.partial(self._wrapped.login, registry, username, password, prefix=prefix))
+
+    def logins(self) -> list[LoginInfo]:
+        """List the logins that are kept, without their passwords."""
+        return self._portal.call(functools.partial(self._wrapped.logins))
+
+    def logout(self, login_id: str) -> None:
+        """Forget a login. Raises `NotFoundError`."""
+        return self._portal.call(functools.partial(self._wrapped.logout, login_id))
+
+    def list(self) -> list[ImageInfo]:
+        return self._portal.call(functools.partial(self._wrapped.list))
 
 
 class Volumes:

@@ -15,9 +15,13 @@ from starlette.applications import Starlette
 from hutch.errors import HutchError, MetadataError
 from hutch.fleet.guard import Guard
 from hutch.fleet.wire import REGISTER, Registration
+from hutch.image.logins import Entry
 from hutch.runtime.home import new_id
 from hutch.sdk.remote_http import Http
+from hutch.sdk.remote_wire import loads
 from hutch.server import relay
+from hutch.server.answers import Call, route
+from hutch.server.rules import Rules
 from hutch.types import BoxState
 
 if TYPE_CHECKING:
@@ -38,16 +42,22 @@ def make_app(runtime: LocalRuntime) -> ASGIApp:
     """The runner's application: ``/v1/x`` and the relay, for whoever has its token."""
     _, token = identity(runtime.home.root)
     journal = Journal(runtime.home.root / "journal")
-    return Guard(Starlette(routes=relay.routes(runtime, journal.created)), token)
+
+    async def set_logins(call: Call) -> object:
+        await runtime.images.set_logins(loads(call.body, list[Entry]))
+        return None
+
+    own = route("PUT", "/v1/x/logins", set_logins)
+    return Guard(Starlette(routes=[own, *relay.routes(runtime, journal)]), token)
 
 
-class Journal:
+class Journal(Rules):
     """One line for each box that was made here, as JSON: the proof of where a box is."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def created(self, info: BoxInfo) -> None:
+    def made(self, info: BoxInfo) -> None:
         """Note a box."""
         line = json.dumps({"time": time.time(), "event": "created", "box": info.id, "name": info.name}) + "\n"
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -25,7 +25,7 @@ from hutch.errors import (
 )
 from hutch.host.files import locked
 from hutch.host.proc import Process
-from hutch.image import ImageStore
+from hutch.image import ImageStore, RegistryConfig
 from hutch.runtime import archive
 from hutch.runtime.box import LocalBox
 from hutch.runtime.checks import check_callable, check_name, check_path, quoted
@@ -76,7 +76,7 @@ class LocalRuntime:
         else:
             self.engine = self._given_engine
         self.store = Store(self.home.database)
-        self.image_store = ImageStore(self.home.images)
+        self.image_store = ImageStore(self.home.images, config=RegistryConfig(logins=self.home.logins))
         self.disks = Disks(self.home, self.store, self.engine)
         self.lives = Lives(self.home, self.store, self.engine, self.image_store, self.disks)
         self.images = LocalImages(self)

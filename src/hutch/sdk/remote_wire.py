@@ -109,6 +109,25 @@ class BootstrapBody(Body, frozen=True, kw_only=True):
     packages: tuple[str, ...] = ()
 
 
+class TagBody(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/images/tag``."""
+
+    reference: str
+    name: str
+
+
+class LoginBody(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/logins``."""
+
+    registry: str
+    username: str
+    password: str
+    prefix: str = ""
+
+    def __repr__(self) -> str:
+        return f"LoginBody(registry={self.registry!r}, username={self.username!r}, password=…)"
+
+
 class PruneBody(Body, frozen=True, kw_only=True):
     """``POST /v1/x/images/prune``."""
 
@@ -144,14 +163,11 @@ def loads(data: bytes, kind: type[T]) -> T:
         raise InvalidArgumentError(f"the body is not valid: {error}") from None
 
 
-def error_body(error: HutchError, request_id: str | None = None) -> dict[str, Any]:
-    """The error envelope."""
-    body: dict[str, Any] = {"message": error.message, "type": type(error).__name__, "code": error.code}
-    if request_id is not None:
-        body["request_id"] = request_id
+def error_details(error: HutchError) -> dict[str, Any]:
+    """What the envelope of an error needs beyond message and code, so that `error_from_body` makes the same one."""
     if isinstance(error, ExecError):
-        body["details"] = {"command": list(error.command), "cause": error.cause}
-    return {"error": body}
+        return {"details": {"command": list(error.command), "cause": error.cause}}
+    return {}
 
 
 def error_from(status: int, data: bytes) -> HutchError:

@@ -21,7 +21,8 @@ from starlette.routing import Route
 
 from hutch.errors import HutchError, InternalError, ResourceExhaustedError
 from hutch.sdk.remote_http import STREAM_TYPE
-from hutch.sdk.remote_wire import dumps, error_body
+from hutch.sdk.remote_wire import dumps
+from hutch.server.envelope import body_of, envelope, request_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -89,7 +90,7 @@ def route(method: str, path: str, handler: Handler, *, upload: bool = False, las
             started = True
             return await _answer(request, call, task, lasting=lasting)
         except HutchError as error:
-            return Response(dumps(error_body(error)), error.status, media_type="application/json")
+            return envelope(error, request_id(request.scope), details=True)
         except ClientDisconnect:
             return Response(status_code=400)  # for nobody
         finally:
@@ -113,10 +114,10 @@ async def _answer(request: Request, call: Call, task: asyncio.Task[Any], *, last
         raise
     finally:
         gone.cancel()
-    return StreamingResponse(_lines(call, task, lasting=lasting), media_type=STREAM_TYPE)
+    return StreamingResponse(_lines(call, task, request_id(request.scope), lasting=lasting), media_type=STREAM_TYPE)
 
 
-async def _lines(call: Call, task: asyncio.Task[Any], *, lasting: bool) -> AsyncIterator[bytes]:
+async def _lines(call: Call, task: asyncio.Task[Any], number: str, *, lasting: bool) -> AsyncIterator[bytes]:
     try:
         beat = anyio.current_time()
         yield b"\n"
@@ -129,7 +130,7 @@ async def _lines(call: Call, task: asyncio.Task[Any], *, lasting: bool) -> Async
         try:
             yield dumps({"result": msgspec.to_builtins(task.result())}) + b"\n"
         except HutchError as error:
-            yield dumps(error_body(error)) + b"\n"
+            yield dumps(body_of(error, number, details=True)) + b"\n"
     finally:
         if not task.done() and not lasting:  # the client has gone away
             task.cancel()

@@ -24,6 +24,7 @@ from hutch.server.models import (
     StopRequest,
     VolumeMount,
 )
+from hutch.server.rules import isolation
 from hutch.server.service import Service, Timing
 from hutch.types import BoxSpec, BoxState, BoxStats, Limits, Mount
 
@@ -171,6 +172,7 @@ async def _spec(service: Service, body: CreateBox) -> BoxSpec:
         labels={**body.labels, **policy.to_labels(rules)},
         limits=Limits(cpus=body.cpus, memory_mib=body.memory_mib, disk_gb=body.disk_size_gb),
         mounts=tuple([await _mount(service, volume) for volume in body.volumes]),
+        isolation=isolation(service.settings, body.isolation),
         # Only who says so gets back a box that was stopped on request; after the idle policy it is the rule.
         auto_resume=body.auto_resume is True,
         detach=True,

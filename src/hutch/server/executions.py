@@ -120,7 +120,7 @@ async def _attach(websocket: WebSocket) -> None:
     service = service_of(websocket)
     scope = websocket.scope
     try:
-        box = await service.box_for_use(unquote(websocket.path_params["box_id"]))
+        box = await service.box_for_use(unquote(websocket.path_params["box_id"]), active=False)
         exec_id = unquote(websocket.path_params.get("exec_id", MAIN))
         entry = await service.executions.find(box, exec_id)
         read_only = websocket.query_params.get("stdin") in ("0", "false")

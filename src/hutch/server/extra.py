@@ -21,15 +21,15 @@ from hutch.errors import HutchError, InvalidArgumentError, UnsupportedError
 from hutch.sdk import remote_wire as wire
 from hutch.sdk.base import Box
 from hutch.server.answers import Call, route
+from hutch.server.envelope import envelope, request_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.requests import Request
     from starlette.routing import BaseRoute
 
     from hutch.runtime.logs import Record
     from hutch.sdk.base import Runtime
+    from hutch.server.rules import Rules
     from hutch.types import BoxInfo, ImageInfo
 
 _LONGEST_WAIT = 60.0
@@ -47,9 +47,9 @@ class Host(Box, Protocol):
     async def log_records(self) -> list[Record]: ...
 
 
-def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info: None) -> list[BaseRoute]:
-    """All routes under ``/v1/x``. ``on_created`` is told of every box that a request made, before its answer."""
-    x = _Extra(backend, on_created)
+def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
+    """All routes under ``/v1/x``."""
+    x = _Extra(backend, rules)
     box = "/v1/x/boxes/{box}"
     return [
         route("GET", "/v1/x/info", x.info),
@@ -83,6 +83,10 @@ def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info
         route("POST", "/v1/x/images/load", x.load, upload=True),
         route("POST", "/v1/x/images/bootstrap", x.bootstrap),
         route("POST", "/v1/x/images/prune", x.prune),
+        route("POST", "/v1/x/images/tag", x.tag),
+        route("GET", "/v1/x/logins", x.list_logins),
+        route("POST", "/v1/x/logins", x.login),
+        route("DELETE", "/v1/x/login", x.logout),
         route("GET", "/v1/x/volumes", x.list_volumes),
         route("POST", "/v1/x/volumes", x.create_volume),
         route("GET", "/v1/x/volume", x.get_volume),
@@ -91,9 +95,9 @@ def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info
 
 
 class _Extra:
-    def __init__(self, backend: Runtime, on_created: Callable[[BoxInfo], None]) -> None:
+    def __init__(self, backend: Runtime, rules: Rules) -> None:
         self._backend = backend
-        self._on_created = on_created
+        self._rules = rules
 
     # Boxes.
 
@@ -102,14 +106,15 @@ class _Extra:
 
     async def list_boxes(self, call: Call) -> object:
         labels = call.query.get("labels")
-        return await self._backend.list(labels=None if labels is None else wire.loads(labels.encode(), dict[str, str]))
+        wanted = None if labels is None else wire.loads(labels.encode(), dict[str, str])
+        return [self._rules.shown(info) for info in await self._backend.list(labels=wanted)]
 
     async def create(self, call: Call) -> object:
         body = wire.loads(call.body, wire.CreateBody)
         if any(mount.source for mount in body.spec.mounts):
             raise UnsupportedError("a folder of the host cannot be mounted from afar; use a volume, or copy the files")
         # A box must outlive this process; when it ends with its client, its client ends it.
-        spec = msgspec.structs.replace(body.spec, detach=True)
+        spec = msgspec.structs.replace(self._rules.admit(body.spec), detach=True)
         return await self._made(await self._backend.create(spec, pull=body.pull, progress=call.progress))
 
     async def import_box(self, call: Call) -> object:
@@ -118,7 +123,7 @@ class _Extra:
         return await self._made(made)
 
     async def get(self, call: Call) -> object:
-        return await (await self._box(call)).info()
+        return self._rules.shown(await (await self._box(call)).info())
 
     async def remove(self, call: Call) -> object:
         await self._backend.remove(call.path["box"], force=call.query.get("force") == "1")
@@ -162,7 +167,7 @@ class _Extra:
         try:
             await (await self._backend.get(unquote(request.path_params["box"]))).export(path)
         except HutchError as error:
-            return Response(wire.dumps(wire.error_body(error)), error.status, media_type="application/json")
+            return envelope(error, request_id(request.scope), details=True)
         return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(_unlink, path))
 
     # Executions.
@@ -245,6 +250,21 @@ class _Extra:
     async def prune(self, call: Call) -> object:
         return await self._backend.images.prune(all=wire.loads(call.body, wire.PruneBody).all)
 
+    async def tag(self, call: Call) -> object:
+        body = wire.loads(call.body, wire.TagBody)
+        return await self._backend.images.tag(body.reference, body.name)
+
+    async def list_logins(self, call: Call) -> object:
+        return await self._backend.images.logins()
+
+    async def login(self, call: Call) -> object:
+        body = wire.loads(call.body, wire.LoginBody)
+        return await self._backend.images.login(body.registry, body.username, body.password, prefix=body.prefix)
+
+    async def logout(self, call: Call) -> object:
+        await self._backend.images.logout(_asked(call, "id"))
+        return None
+
     # Volumes.
 
     async def list_volumes(self, call: Call) -> object:
@@ -268,8 +288,8 @@ class _Extra:
 
     async def _made(self, box: Box) -> BoxInfo:
         info = await box.info()
-        self._on_created(info)
-        return info
+        self._rules.made(info)
+        return self._rules.shown(info)
 
 
 def _asked(call: Call, name: str) -> str:

@@ -82,11 +82,12 @@ class Service:
             raise NotFoundError(f"box {key!r:.100} does not exist")
         return box
 
-    async def box_for_use(self, key: str) -> Box:
-        """Find a box that a command or a transfer is about to use: that is activity, and starts a box again that only
-        the idle policy has stopped."""
+    async def box_for_use(self, key: str, *, active: bool = True) -> Box:
+        """Find a box that a command or a transfer is about to use. That starts a box again that only the idle policy
+        has stopped, and is activity; who only comes to look (not ``active``) has to do something first."""
         box = await self.box(key)
-        self.touch(box.id)
+        if active:
+            self.touch(box.id)
         while (stopping := self._stopping.get(box.id)) is not None:
             await stopping.wait()
         mark = self.marks.get(box.id)

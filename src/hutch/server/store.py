@@ -1,4 +1,4 @@
-"""What the server itself must remember over a restart: the activity of boxes."""
+"""What the server itself must remember over a restart: the activity of boxes, and beside it the history of aliases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.errors import ConfigError, DatabaseError
+from hutch.server.aliases import AliasLog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,7 @@ class Marks:
             raise ConfigError(f"another server uses {folder.parent} already; stop it, or choose another home") from None
         except (OSError, sqlite3.Error) as error:
             raise DatabaseError(f"the server's records in {folder} cannot be opened: {error}") from error
+        self.aliases = AliasLog(self._db)
         self._marks = {box: Mark(at, bool(stopped)) for box, at, stopped in rows}
         self._changed: set[str] = set()
 

@@ -27,6 +27,7 @@ async def config(service: ServiceDep) -> ConfigView:
     return ConfigView(
         version=__version__,
         capabilities=Capabilities(),
+        isolations=list(settings.isolations),
         defaults={"auto_stop": settings.auto_stop, "auto_delete": settings.auto_delete},
         limits={
             "max_cpus": 32,
