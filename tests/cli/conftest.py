@@ -1,4 +1,4 @@
-"""The tool as a subprocess, on a home of its own that holds one image, `busybox`, or on a server that has such a home."""
+"""The tool as a subprocess, on a home of its own that holds one image, `busybox`, or at a server with such a home."""
 
 from __future__ import annotations
 

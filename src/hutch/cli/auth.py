@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from hutch.cli.session import Session
     from hutch.sdk.remote_wire import Identity
 
-# As long as no key is.
-_LONGEST = 64 << 10
-
 
 async def login(session: Session, args: Arguments) -> int:
     """Read a key, see whether the server takes it, and store both."""
@@ -29,7 +26,9 @@ async def login(session: Session, args: Arguments) -> int:
     url = (session.url or os.environ.get("HUTCH_URL") or (known.url if known else "")).rstrip("/")
     if not url:
         raise UsageError("--url: name the server")
-    key = await _read_key(f"API key for {url}: ")
+    key = await terminal.read_secret(f"API key for {url}: ")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise InvalidArgumentError("what was read is no key: it has characters that no key has")
     parts = urlsplit(url)
     if parts.scheme == "http" and not options.this_machine(parts.hostname or ""):
         output.note(f"{url} is not encrypted: whoever can read the traffic can read the key.")
@@ -97,17 +96,3 @@ def _profile(session: Session) -> str:
 
 def _rights(identity: Identity) -> str:
     return ", ".join(identity.scopes)
-
-
-async def _read_key(prompt: str) -> str:
-    """A line of standard input, which a terminal does not show."""
-    line = b""
-    with terminal.hidden(terminal.STDIN, prompt):
-        async for piece in terminal.read(terminal.STDIN):
-            line += piece
-            if b"\n" in line or len(line) > _LONGEST:
-                break
-    key = line.partition(b"\n")[0].decode("utf-8", "replace").strip()
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise InvalidArgumentError("what was read is no key: it has characters that no key has")
-    return key

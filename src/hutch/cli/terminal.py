@@ -127,6 +127,17 @@ async def read(fd: int) -> AsyncIterator[bytes]:
         yield data
 
 
+async def read_secret(prompt: str, limit: int = 64 << 10) -> str:
+    """A line of standard input, which a terminal does not show."""
+    line = b""
+    with hidden(STDIN, prompt):
+        async for piece in read(STDIN):
+            line += piece
+            if b"\n" in line or len(line) > limit:
+                break
+    return line.partition(b"\n")[0].decode("utf-8", "replace").strip()
+
+
 async def write(fd: int, data: bytes) -> None:
     """Write all bytes to a descriptor without holding up anything else."""
     await anyio.to_thread.run_sync(_write_all, fd, data, abandon_on_cancel=True)

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import time
+from types import NoneType
 from typing import TYPE_CHECKING
 
 import anyio
@@ -47,7 +48,7 @@ def make_app(runtime: LocalRuntime) -> ASGIApp:
         await runtime.images.set_logins(loads(call.body, list[Entry]))
         return None
 
-    own = route("PUT", "/v1/x/logins", set_logins)
+    own = route("PUT", "/v1/x/logins", set_logins, "Replace the logins", takes=list[Entry], gives=NoneType)
     return Guard(Starlette(routes=[own, *relay.routes(runtime, journal)]), token)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from typing import Any
 
 import msgspec
 
@@ -37,7 +38,8 @@ class AliasLog:
     def add(self, repository: str, alias: str, from_digest: str | None, to_digest: str, actor: str) -> None:
         """Note a change."""
         self._execute(
-            "INSERT INTO alias_changes (repository, alias, from_digest, to_digest, at, actor) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO alias_changes (repository, alias, from_digest, to_digest, at, actor)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
             (repository, alias, from_digest, to_digest, time.time(), actor),
         )
 
@@ -50,7 +52,7 @@ class AliasLog:
         )
         return [AliasChange(*row) for row in rows]
 
-    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:

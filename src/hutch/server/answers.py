@@ -71,8 +71,50 @@ class Call:
 Handler = Callable[[Call], Awaitable[Any]]
 
 
-def route(method: str, path: str, handler: Handler, *, upload: bool = False, lasting: bool = False) -> Route:
-    """A route. ``upload``: the body is a file. ``lasting``: it is carried out even if the client goes away."""
+class Endpoint(Route):
+    """A route, with what the OpenAPI document tells of it: the types of the body and of the answer (without one: a
+    file), the names in the query (``?`` at the end of one that may be left out)."""
+
+    method: str
+    summary: str
+    takes: Any
+    gives: Any
+    query: tuple[str, ...]
+    upload: bool
+
+
+def described(
+    method: str,
+    path: str,
+    endpoint: Callable[[Request], Awaitable[Response]],
+    summary: str,
+    *,
+    takes: Any = None,
+    gives: Any = None,
+    query: tuple[str, ...] = (),
+    upload: bool = False,
+) -> Endpoint:
+    """Make an `Endpoint`."""
+    made = Endpoint(path, endpoint, methods=[method], name=f"{method} {path}", include_in_schema=False)
+    made.method, made.summary, made.takes, made.gives = method, summary, takes, gives
+    made.query, made.upload = query, upload
+    return made
+
+
+def route(
+    method: str,
+    path: str,
+    handler: Handler,
+    summary: str,
+    *,
+    takes: Any = None,
+    gives: Any = Any,
+    query: tuple[str, ...] = (),
+    upload: bool = False,
+    lasting: bool = False,
+) -> Endpoint:
+    """A route whose handler returns what is answered. ``upload``: the body is a file. ``lasting``: it is carried out
+    even if the client goes away."""
 
     async def endpoint(request: Request) -> Response:
         folder = await anyio.to_thread.run_sync(tempfile.mkdtemp, "", "hutch-upload-") if upload else None
@@ -97,7 +139,7 @@ def route(method: str, path: str, handler: Handler, *, upload: bool = False, las
             if not started:
                 _remove(folder)
 
-    return Route(path, endpoint, methods=[method], name=f"{method} {path}", include_in_schema=False)
+    return described(method, path, endpoint, summary, takes=takes, gives=gives, query=query, upload=upload)
 
 
 async def _answer(request: Request, call: Call, task: asyncio.Task[Any], *, lasting: bool) -> Response:

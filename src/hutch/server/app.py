@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from hutch import __version__
-from hutch.server import boxes, copies, envelope, executions, files, images, keeper, relay, system, volumes
+from hutch.server import boxes, copies, envelope, executions, files, images, keeper, openapi, relay, system, volumes
 from hutch.server.edge import Edge
 from hutch.server.idempotency import Idempotency
 from hutch.server.rules import Activity, ClientRules
@@ -26,7 +26,12 @@ Runs untrusted commands in isolated boxes.
 Errors have one form: `{"error": {"message", "type", "code", "request_id"}}`; `code` is stable.
 
 The output of an execution comes over a WebSocket: `GET /v1/boxes/{box_id}/executions/{execution_id}/attach`, or
-`GET /v1/boxes/{box_id}/attach` for the main command of a box.
+`GET /v1/boxes/{box_id}/attach` for the main command of a box. Server to client: binary frames whose first byte is 1
+(standard output) or 2 (standard error), and as the last frame the text `{"type": "exit", "exit_code": N}`. Client to
+server: binary frames are standard input; the texts `{"type": "stdin_eof"}`, `{"type": "resize", "rows", "cols"}` and
+`{"type": "signal", "sig"}`.
+
+Under `/v1/x` is what our own SDK uses beyond that.
 """
 
 
@@ -58,4 +63,5 @@ def make_app(backend: Runtime, settings: ServerSettings) -> FastAPI:
         app.include_router(module.router)
     app.router.routes.extend(executions.socket_routes())
     app.router.routes.extend(relay.routes(backend, ClientRules(service)))
+    openapi.install(app)
     return app

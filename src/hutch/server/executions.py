@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Response
-from starlette.routing import Route, WebSocketRoute
+from fastapi import APIRouter, Query, Response
+from starlette.routing import WebSocketRoute
 
 from hutch.errors import ExecError, HutchError, InvalidArgumentError, InvalidStateError
 from hutch.server import views
-from hutch.server.attach import SIGNALS, Attachment
+from hutch.server.attach import EXECUTION_ID, SIGNALS, Attachment
 from hutch.server.envelope import envelope, request_id
 from hutch.server.http import ERRORS, Segment, ServiceDep
 from hutch.server.models import ExecList, ExecRequest, ExecStarted, ExecView, ResizeRequest, SignalRequest
@@ -109,11 +109,41 @@ async def resize_execution(box_id: Segment, exec_id: Segment, body: ResizeReques
     return Response(status_code=204)
 
 
+_SOCKET: dict[str, Any] = {
+    "status_code": 101,
+    "response_class": Response,
+    "responses": {
+        101: {"description": "The socket is open", "headers": {EXECUTION_ID: {"schema": {"type": "string"}}}}
+    },
+}
+_WatchOnly = Annotated[Literal["0", "1", "false", "true"], Query(description="0: only watch")]
+
+
+@router.get("/executions/{exec_id}/attach", **_SOCKET)
+async def attach_execution(box_id: Segment, exec_id: Segment, stdin: _WatchOnly = "1") -> None:
+    """A WebSocket to a command: output comes, input goes. A plain request is refused."""
+    raise InvalidArgumentError("this is a WebSocket; ask for an upgrade")
+
+
+@router.get("/attach", **_SOCKET)
+async def attach_main(box_id: Segment, stdin: _WatchOnly = "1") -> None:
+    """A WebSocket to the main command of a box, which may not have been started yet. A plain request is refused."""
+    raise InvalidArgumentError("this is a WebSocket; ask for an upgrade")
+
+
+@router.get("/executions/{exec_id}/relay", **_SOCKET)
+async def relay_execution(
+    box_id: Segment, exec_id: Segment, watcher: str = "", oom_kills: Annotated[int | None, Query(ge=0)] = None
+) -> None:
+    """A WebSocket with the sub-protocol `hutch.agent.v1`, for our own SDK: positions, acknowledgements, credits. A
+    plain request is refused."""
+    raise InvalidArgumentError("this is a WebSocket; ask for an upgrade")
+
+
 def socket_routes() -> list[BaseRoute]:
-    """The sockets, which no OpenAPI document can describe; a plain request to them is told so."""
+    """The sockets themselves, as against what is documented of them."""
     paths = ("/v1/boxes/{box_id}/executions/{exec_id}/attach", "/v1/boxes/{box_id}/attach")
-    sockets = [WebSocketRoute(path, _attach) for path in paths]
-    return [*sockets, *(Route(path, _not_a_socket, methods=["GET"]) for path in paths)]
+    return [WebSocketRoute(path, _attach) for path in paths]
 
 
 async def _attach(websocket: WebSocket) -> None:
@@ -130,10 +160,6 @@ async def _attach(websocket: WebSocket) -> None:
         await envelope(error, request_id(scope))(scope, websocket._receive, websocket._send)
         return
     await client.run(websocket._receive)
-
-
-async def _not_a_socket(request: object) -> Response:
-    raise InvalidArgumentError("this is a WebSocket; ask for an upgrade")
 
 
 def _timeout(settings: ServerSettings, asked: float | None) -> float | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
@@ -14,23 +15,22 @@ import anyio.to_thread
 import msgspec
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
 
 from hutch.core.agentproto import FileOp
 from hutch.errors import HutchError, InvalidArgumentError, UnsupportedError
+from hutch.runtime.logs import Record
 from hutch.sdk import remote_wire as wire
 from hutch.sdk.base import Box
-from hutch.server.answers import Call, route
+from hutch.server.answers import Call, described, route
 from hutch.server.envelope import envelope, request_id
+from hutch.types import BoxInfo, BoxStats, ExecInfo, ImageInfo, LoginInfo, SnapshotInfo, VolumeInfo
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.routing import BaseRoute
 
-    from hutch.runtime.logs import Record
     from hutch.sdk.base import Runtime
     from hutch.server.rules import Rules
-    from hutch.types import BoxInfo, ImageInfo
 
 _LONGEST_WAIT = 60.0
 
@@ -50,47 +50,84 @@ class Host(Box, Protocol):
 def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
     """All routes under ``/v1/x``."""
     x = _Extra(backend, rules)
-    box = "/v1/x/boxes/{box}"
+    box, info = "/v1/x/boxes/{box}", BoxInfo
     return [
-        route("GET", "/v1/x/info", x.info),
-        route("GET", "/v1/x/boxes", x.list_boxes),
-        route("POST", "/v1/x/boxes", x.create),
-        route("POST", "/v1/x/boxes/import", x.import_box, upload=True),
-        route("GET", box, x.get),
-        route("DELETE", box, x.remove),
-        route("POST", f"{box}/start", x.start),
-        route("POST", f"{box}/stop", x.stop),
-        route("POST", f"{box}/kill", x.kill),
-        route("POST", f"{box}/detach", x.detach),
-        route("POST", f"{box}/clone", x.clone),
-        route("GET", f"{box}/wait", x.wait),
-        route("GET", f"{box}/stats", x.stats),
-        route("GET", f"{box}/log", x.log),
-        route("GET", f"{box}/executions", x.executions),
+        route("GET", "/v1/x/info", x.info, "Facts about the runtime", gives=dict[str, Any]),
+        route("GET", "/v1/x/boxes", x.list_boxes, "List boxes", gives=list[BoxInfo], query=("labels?",)),
+        route("POST", "/v1/x/boxes", x.create, "Make a box", takes=wire.CreateBody, gives=info),
+        route(
+            "POST",
+            "/v1/x/boxes/import",
+            x.import_box,
+            "Make a box of an archive",
+            gives=info,
+            query=("name?",),
+            upload=True,
+        ),
+        route("GET", box, x.get, "Find a box by name, id or start of the id", gives=info),
+        route("DELETE", box, x.remove, "Remove a box", gives=NoneType, query=("force?",)),
+        route("POST", f"{box}/start", x.start, "Start a box", takes=wire.StartBody, gives=NoneType),
+        route("POST", f"{box}/stop", x.stop, "Stop a box", takes=wire.StopBody, gives=NoneType),
+        route("POST", f"{box}/kill", x.kill, "Signal the main command", takes=wire.SignalBody, gives=NoneType),
+        route("POST", f"{box}/detach", x.detach, "Let a box outlive its maker", gives=NoneType),
+        route("POST", f"{box}/clone", x.clone, "Copy a box", takes=wire.NameBody, gives=info),
+        route("GET", f"{box}/wait", x.wait, "Wait for the end of a box", gives=wire.Waited, query=("seconds?",)),
+        route("GET", f"{box}/stats", x.stats, "What a box uses", gives=BoxStats),
+        route("GET", f"{box}/log", x.log, "What the main command wrote", gives=list[Record]),
+        route("GET", f"{box}/executions", x.executions, "List executions", gives=list[ExecInfo]),
         # Repeated when its answer is lost, so it must not be undone when the client goes away.
-        route("POST", f"{box}/exec", x.exec, lasting=True),
-        route("POST", f"{box}/executions/{{execution}}/signal", x.signal),
-        route("GET", f"{box}/snapshots", x.list_snapshots),
-        route("POST", f"{box}/snapshots", x.create_snapshot),
-        route("GET", f"{box}/snapshot", x.get_snapshot),
-        route("DELETE", f"{box}/snapshot", x.remove_snapshot),
-        route("POST", f"{box}/snapshot/restore", x.restore_snapshot),
-        Route(f"{box}/export", x.export, methods=["GET"], include_in_schema=False),
-        route("GET", "/v1/x/images", x.list_images),
-        route("GET", "/v1/x/image", x.get_image),
-        route("DELETE", "/v1/x/image", x.remove_image),
-        route("POST", "/v1/x/images/pull", x.pull),
-        route("POST", "/v1/x/images/load", x.load, upload=True),
-        route("POST", "/v1/x/images/bootstrap", x.bootstrap),
-        route("POST", "/v1/x/images/prune", x.prune),
-        route("POST", "/v1/x/images/tag", x.tag),
-        route("GET", "/v1/x/logins", x.list_logins),
-        route("POST", "/v1/x/logins", x.login),
-        route("DELETE", "/v1/x/login", x.logout),
-        route("GET", "/v1/x/volumes", x.list_volumes),
-        route("POST", "/v1/x/volumes", x.create_volume),
-        route("GET", "/v1/x/volume", x.get_volume),
-        route("DELETE", "/v1/x/volume", x.remove_volume),
+        route("POST", f"{box}/exec", x.exec, "Start a command", takes=wire.ExecBody, gives=wire.Launched, lasting=True),
+        route(
+            "POST",
+            f"{box}/executions/{{execution}}/signal",
+            x.signal,
+            "Signal a command",
+            takes=wire.SignalBody,
+            gives=NoneType,
+        ),
+        route("GET", f"{box}/snapshots", x.list_snapshots, "List snapshots", gives=list[SnapshotInfo]),
+        route("POST", f"{box}/snapshots", x.create_snapshot, "Save the disk", takes=wire.NameBody, gives=SnapshotInfo),
+        route("GET", f"{box}/snapshot", x.get_snapshot, "Find a snapshot", gives=SnapshotInfo, query=("name",)),
+        route("DELETE", f"{box}/snapshot", x.remove_snapshot, "Remove a snapshot", gives=NoneType, query=("name",)),
+        route(
+            "POST",
+            f"{box}/snapshot/restore",
+            x.restore_snapshot,
+            "Restore the disk",
+            takes=wire.NameBody,
+            gives=NoneType,
+        ),
+        described("GET", f"{box}/export", x.export, "Get a box as an archive"),
+        route("GET", "/v1/x/images", x.list_images, "List images", gives=list[ImageInfo]),
+        route("GET", "/v1/x/image", x.get_image, "Find an image", gives=ImageInfo, query=("reference",)),
+        route("DELETE", "/v1/x/image", x.remove_image, "Remove an image", gives=list[str], query=("reference",)),
+        route("POST", "/v1/x/images/pull", x.pull, "Fetch an image", takes=wire.PullBody, gives=ImageInfo),
+        route(
+            "POST",
+            "/v1/x/images/load",
+            x.load,
+            "Load images from an archive",
+            gives=list[ImageInfo],
+            query=("reference?", "platform?"),
+            upload=True,
+        ),
+        route(
+            "POST",
+            "/v1/x/images/bootstrap",
+            x.bootstrap,
+            "Make an image from the Debian mirror",
+            takes=wire.BootstrapBody,
+            gives=ImageInfo,
+        ),
+        route("POST", "/v1/x/images/prune", x.prune, "Remove unused images", takes=wire.PruneBody, gives=int),
+        route("POST", "/v1/x/images/tag", x.tag, "Give an image another name", takes=wire.TagBody, gives=ImageInfo),
+        route("GET", "/v1/x/logins", x.list_logins, "List logins at registries", gives=list[LoginInfo]),
+        route("POST", "/v1/x/logins", x.login, "Keep a login", takes=wire.LoginBody, gives=LoginInfo),
+        route("DELETE", "/v1/x/login", x.logout, "Forget a login", gives=NoneType, query=("id",)),
+        route("GET", "/v1/x/volumes", x.list_volumes, "List volumes", gives=list[VolumeInfo]),
+        route("POST", "/v1/x/volumes", x.create_volume, "Make a volume", takes=wire.NameBody, gives=VolumeInfo),
+        route("GET", "/v1/x/volume", x.get_volume, "Find a volume", gives=VolumeInfo, query=("name",)),
+        route("DELETE", "/v1/x/volume", x.remove_volume, "Remove a volume", gives=NoneType, query=("name",)),
     ]
 
 

@@ -101,7 +101,8 @@ async def create_alias(request: Request, name: Segment, body: AliasRequest, serv
     if before is None or before.digest != chosen.digest:
         await service.backend.images.tag(chosen.digest, target)
         actor = f"key:{request.scope['hutch.principal']}"
-        service.marks.aliases.add(repository, body.alias, before and before.digest, chosen.digest, actor)
+        was = None if before is None else before.digest
+        service.marks.aliases.add(repository, body.alias, was, chosen.digest, actor)
     return _detail(service, name, await _versions(service, name))
 
 
