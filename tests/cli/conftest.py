@@ -99,8 +99,9 @@ class Tool:
                     pipe.close()
         if self.remote:
             assert not (self.home / "boxes").exists(), "something was done here instead of at the server"
-        if self.remote or (self.home / "boxes").is_dir():
             self("rm", "--all", "--force")
+        elif (self.home / "boxes").is_dir():
+            self("--local", "rm", "--all", "--force")
         if self.remote and (volumes := self.text("volume", "ls", "-q").split()):
             self("volume", "rm", *volumes)
 

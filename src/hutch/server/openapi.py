@@ -60,9 +60,7 @@ def _operation(endpoint: Endpoint, schema_of: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "tags": ["sdk"],
         "summary": endpoint.summary,
-        "operationId": f"{endpoint.method.lower()}{re.sub(r'[^a-z]+', '_', endpoint.path.removeprefix('/v1'))}".rstrip(
-            "_"
-        ),
+        "operationId": re.sub("[^a-z]+", "_", f"{endpoint.method} {endpoint.path}".lower()).rstrip("_"),
         "parameters": parameters,
         "responses": {
             "200": {"description": "Done", "content": content},
