@@ -68,7 +68,7 @@ def test_option_before_environment_before_file(client: Tool, server: Process) ->
     assert status == {"url": server.url, "path_prefix": "", "key": True, "source": "profile work"}
 
     def where(*words: str, code: int = 0, **env: str) -> Any:
-        return json.loads(client("auth", "status", "--json", *words, code=code, **env).stdout)["server"]
+        return json.loads(client("auth", "status", "--json", *words, input=b"", code=code, **env).stdout)["server"]
 
     assert where(code=1) is None
     assert where(HUTCH_PROFILE="work")["source"] == "profile work"

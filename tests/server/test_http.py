@@ -14,13 +14,15 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
+from hutch.errors import PermissionDeniedError
+from hutch.sdk.remote import RemoteRuntime
 from tests.server.conftest import IMAGE, KEY, READ_KEY, Served, make_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
 
 def check_error(answer: httpx2.Response, status: int, code: str, *words: str) -> dict[str, Any]:
@@ -280,7 +282,51 @@ def test_keys_and_prefix(guarded: Served) -> None:
         check_error(reader.post(f"{base}/boxes", json={"image": IMAGE}), 403, "permission_denied")
         box = full.post(f"{base}/boxes", json={"image": IMAGE}).json()["box_id"]
         check_error(reader.delete(f"{base}/boxes/{box}"), 403, "permission_denied")
+        check_error(reader.post(f"{base}/x/boxes/{box}/exec", json={}), 403, "permission_denied")
+        check_error(reader.post(f"{base}/images/registries", json={}), 403, "permission_denied")
+        assert reader.get(f"{base}/x/boxes/{box}").json()["id"] == box
+        check_error(full.get(f"/v1/x/boxes/{box}"), 404, "not_found", base)
         assert full.delete(f"{base}/boxes/{box}").status_code == 204
+
+
+async def test_a_key_that_may_only_read_watches(guarded: Served) -> None:
+    async with (
+        RemoteRuntime(guarded.url, KEY, path_prefix="us/team-1") as full,
+        RemoteRuntime(guarded.url, READ_KEY, path_prefix="/us/team-1/") as reader,
+    ):
+        assert (await reader.whoami()).scopes == ("read",)
+        box = await full.create(IMAGE, auto_remove=True)
+        execution = await box.exec("sh", "-c", "echo out; read x; echo $x; exit 3", stdin=True)
+        seen = await (await reader.get(box.id)).attach(execution.id)
+        with pytest.raises(PermissionDeniedError):
+            await (await reader.get(box.id)).run("true")
+        with pytest.raises(PermissionDeniedError):
+            await reader.create(IMAGE)
+        await execution.stdin.write(b"in\n")
+        result = await seen.wait()
+        assert (result.stdout, result.exit_code) == (b"out\nin\n", 3)
+
+
+def test_the_operator_says_what_isolation_is_offered(tmp_path: Path, images: Path) -> None:
+    server = Served(make_home(tmp_path, images), "--isolation", "container")
+    with httpx2.Client(base_url=server.url, timeout=30) as http:
+        assert http.get("/v1/config").json()["isolations"] == ["container"]
+        for body in ({}, {"isolation": "container"}):
+            box = http.post("/v1/boxes", json={"image": IMAGE, **body}).json()
+            assert box["isolation"] == "container"
+            http.delete(f"/v1/boxes/{box['box_id']}")
+        for asked in ("vm", "auto"):
+            answer = http.post("/v1/boxes", json={"image": IMAGE, "isolation": asked})
+            check_error(answer, 400, "unsupported", "isolation", "container")
+        answer = http.post("/v1/boxes", json={"image": IMAGE, "isolation": "none"})
+        check_error(answer, 400, "invalid_argument", "isolation")
+        answer = http.post("/v1/x/boxes", json={"spec": {"image": IMAGE, "isolation": "vm"}})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported"
+        made = http.post("/v1/x/boxes", json={"spec": {"image": IMAGE}}).json()
+        assert made["isolation"] == "container"
+        assert http.delete(f"/v1/x/boxes/{made['id']}").status_code == 200
+        assert http.get("/v1/boxes").json()["boxes"] == []
+    assert server.stop() == 0
 
 
 def test_a_head_that_is_too_large_ends_the_connection(served: Served) -> None:

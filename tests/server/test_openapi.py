@@ -20,7 +20,7 @@ from tests.server.conftest import IMAGE
 if TYPE_CHECKING:
     from tests.server.conftest import Served
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance, content_type_conformance]
 
