@@ -16,7 +16,7 @@ from starlette.responses import FileResponse
 from hutch.core import ids
 from hutch.server import views
 from hutch.server.envelope import PayloadTooLargeError
-from hutch.server.http import ERRORS, Segment, ServiceDep
+from hutch.server.http import ERRORS, PageDep, Segment, ServiceDep
 from hutch.server.models import (
     BoxView,
     CloneRequest,
@@ -43,10 +43,11 @@ async def create_snapshot(box_id: Segment, body: SnapshotRequest, service: Servi
 
 
 @router.get("/{box_id}/snapshots")
-async def list_snapshots(box_id: Segment, service: ServiceDep) -> SnapshotList:
+async def list_snapshots(box_id: Segment, service: ServiceDep, page: PageDep) -> SnapshotList:
     """List the snapshots of a box, oldest first."""
     box = await service.box(box_id)
-    return SnapshotList(snapshots=[views.snapshot(info) for info in await box.snapshots.list()])
+    infos = page.of(await box.snapshots.list(), lambda info: (info.created_at, info.id))
+    return SnapshotList(snapshots=[views.snapshot(info) for info in infos], next_page_token=page.next_token)
 
 
 @router.get("/{box_id}/snapshots/{name}")

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from hutch.errors import (
+    DeadlineError,
     HutchError,
     InternalError,
     InvalidArgumentError,
@@ -44,6 +45,12 @@ class PayloadTooLargeError(ResourceExhaustedError):
     """A body or a header is larger than the server takes."""
 
     status = 413
+
+
+class SlowClientError(DeadlineError):
+    """A body did not come in time."""
+
+    status = 408
 
 
 class KeyReusedError(InvalidArgumentError):

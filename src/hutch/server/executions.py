@@ -12,7 +12,7 @@ from hutch.errors import ExecError, HutchError, InvalidArgumentError, InvalidSta
 from hutch.server import views
 from hutch.server.attach import EXECUTION_ID, SIGNALS, Attachment
 from hutch.server.envelope import envelope, request_id
-from hutch.server.http import ERRORS, Segment, ServiceDep
+from hutch.server.http import ERRORS, PageDep, Segment, ServiceDep
 from hutch.server.models import ExecList, ExecRequest, ExecStarted, ExecView, ResizeRequest, SignalRequest
 from hutch.server.registry import MAIN
 from hutch.server.service import service_of
@@ -55,10 +55,11 @@ async def start_execution(box_id: Segment, body: ExecRequest, service: ServiceDe
 
 
 @router.get("/executions")
-async def list_executions(box_id: Segment, service: ServiceDep) -> ExecList:
+async def list_executions(box_id: Segment, service: ServiceDep, page: PageDep) -> ExecList:
     """List the executions of a box that are known, oldest first."""
     box = await service.box(box_id)
-    return ExecList(executions=[_view(entry) for entry in await service.executions.of_box(box)])
+    entries = page.of(await service.executions.of_box(box), lambda entry: (entry.started_at, entry.id))
+    return ExecList(executions=[_view(entry) for entry in entries], next_page_token=page.next_token)
 
 
 @router.get("/executions/{exec_id}")

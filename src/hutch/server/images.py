@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from hutch.core import ociref
 from hutch.errors import NotFoundError
 from hutch.server import views
-from hutch.server.http import ERRORS, Segment, ServiceDep
+from hutch.server.http import ERRORS, PageDep, Segment, ServiceDep
 from hutch.server.models import (
     AliasRequest,
     ImageDetail,
@@ -28,9 +28,11 @@ router = APIRouter(prefix="/v1/images", tags=["images"], responses=ERRORS)
 
 
 @router.get("")
-async def list_images(service: ServiceDep) -> ImageList:
-    """List the images that are here."""
-    return ImageList(images=[row for info in await service.backend.images.list() for row in views.image_rows(info)])
+async def list_images(service: ServiceDep, page: PageDep) -> ImageList:
+    """List the names of the images that are here, the newest images first."""
+    rows = [(info, row) for info in await service.backend.images.list() for row in views.image_rows(info)]
+    found = page.of(rows, lambda pair: (-pair[0].created_at, f"{pair[1].reference} {pair[1].id}"))
+    return ImageList(images=[row for _, row in found], next_page_token=page.next_token)
 
 
 @router.get("/usage")
@@ -41,9 +43,10 @@ async def image_usage(service: ServiceDep) -> ImageUsage:
 
 
 @router.get("/registries")
-async def list_registries(service: ServiceDep) -> RegistryList:
-    """List the logins at registries, without their passwords."""
-    return RegistryList(registries=[views.registry(info) for info in await service.backend.images.logins()])
+async def list_registries(service: ServiceDep, page: PageDep) -> RegistryList:
+    """List the logins at registries, without their passwords, oldest first."""
+    infos = page.of(await service.backend.images.logins(), lambda info: (info.created_at, info.id))
+    return RegistryList(registries=[views.registry(info) for info in infos], next_page_token=page.next_token)
 
 
 @router.post("/registries", status_code=201)

@@ -257,6 +257,7 @@ class ExecList(BaseModel):
     """Executions of one box."""
 
     executions: list[ExecView]
+    next_page_token: str | None = None
 
 
 class SnapshotView(BaseModel):
@@ -274,6 +275,7 @@ class SnapshotList(BaseModel):
     """The snapshots of one box."""
 
     snapshots: list[SnapshotView]
+    next_page_token: str | None = None
 
 
 class VolumeView(BaseModel):
@@ -290,6 +292,7 @@ class VolumeList(BaseModel):
     """All volumes."""
 
     volumes: list[VolumeView]
+    next_page_token: str | None = None
 
 
 class ImageRow(BaseModel):
@@ -307,6 +310,7 @@ class ImageList(BaseModel):
     """All names of all images."""
 
     images: list[ImageRow]
+    next_page_token: str | None = None
 
 
 class ImageVersion(BaseModel):
@@ -364,6 +368,7 @@ class RegistryList(BaseModel):
     """All logins."""
 
     registries: list[RegistryView]
+    next_page_token: str | None = None
 
 
 class BootTiming(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,10 @@ async def serve_home(home: Path, settings: ServerSettings, host: str, port: int,
 
 async def run(app: ASGIApp, settings: ServerSettings, listener: socket.socket, started: Started) -> None:
     """Serve an application on a listening socket until the server is stopped."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * settings.max_connections + 1024  # boxes and files have theirs
+    if soft < wanted:  # boxes have limits of their own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
     server = make_server(app, settings)
     started(server, address(listener))
     await server.serve(sockets=[listener])
@@ -67,7 +72,6 @@ def make_server(app: ASGIApp, settings: ServerSettings) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
         ws_max_size=settings.max_frame_bytes,
@@ -76,7 +80,9 @@ def make_server(app: ASGIApp, settings: ServerSettings) -> Server:
         ws_per_message_deflate=False,
     )
     config.hutch_limits = Limits(  # type: ignore[attr-defined]  # travels with the configuration
-        max_header_bytes=settings.max_header_bytes, header_seconds=settings.header_seconds
+        max_header_bytes=settings.max_header_bytes,
+        header_seconds=settings.header_seconds,
+        max_connections=settings.max_connections,
     )
     return Server(config)
 

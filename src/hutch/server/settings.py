@@ -16,7 +16,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``state`` is the folder of the server's own records (in the file ``database``, if that is given) and of files in
     transit. Without any key everybody who can reach the server may do everything, which is why it then answers only
     requests that name this machine. ``auto_stop`` and ``auto_delete`` are what a box gets that does not say.
-    ``isolations`` are the kinds that clients may choose; the first one is for those that do not.
+    ``isolations`` are the kinds that clients may choose; the first one is for those that do not. ``header_seconds``
+    and ``body_seconds`` are what the head and the body of a request may take, ``stall_seconds`` is how long an archive
+    that is sent may come to a halt.
     """
 
     state: Path
@@ -35,6 +37,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_header_bytes: int = 64 << 10
     max_connections: int = 4096
     header_seconds: float = 20.0
+    body_seconds: float = 30.0
+    stall_seconds: float = 300.0
     heartbeat_seconds: float = 15.0
     silence_seconds: float = 30.0
     keep_alive_seconds: int = 130
