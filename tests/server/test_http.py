@@ -14,7 +14,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from hutch.errors import PermissionDeniedError
+from hutch.errors import InvalidArgumentError, PermissionDeniedError
 from hutch.sdk.remote import RemoteRuntime
 from tests.server.conftest import IMAGE, KEY, READ_KEY, Served, make_home
 
@@ -427,3 +427,29 @@ def test_a_request_that_is_none_gets_the_envelope(served: Served) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert json.loads(body)["error"]["code"] == "invalid_argument"
+
+
+async def test_the_operators_time_limits_hold_for_every_client(tmp_path: Path, images: Path) -> None:
+    options = ("--exec-timeout", "500ms", "--max-exec-timeout", "2", "--max-transfer", "1g")
+    server = Served(make_home(tmp_path, images), *options)
+    async with RemoteRuntime(server.url) as runtime:
+        box = await runtime.create(IMAGE, auto_remove=True)
+        for timeout in (None, 0.4):
+            result = await box.run("sleep", "60", timeout=timeout)
+            assert (result.timed_out, result.exit_code) == (True, -15)
+        for timeout in (0, 2.5):
+            with pytest.raises(InvalidArgumentError, match="limit of 2 seconds"):
+                await box.run("true", timeout=timeout)
+        await box.files.write("/f", b"x")  # a transfer is no command
+        with httpx2.Client(base_url=server.url, timeout=30) as http:
+            path = f"/v1/boxes/{box.id}/exec"
+            check_error(
+                http.post(path, json={"command": "true", "timeout_seconds": 0}),
+                400,
+                "invalid_argument",
+                "timeout_seconds",
+            )
+            assert http.get("/v1/config").json()["limits"]["exec_timeout_max_seconds"] == 2
+            assert http.get("/v1/config").json()["limits"]["file_transfer_max_bytes"] == 1 << 30
+    assert server.stop() == 0
+    assert not list((server.home / "server").glob("transit-*"))

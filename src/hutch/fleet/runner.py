@@ -23,6 +23,7 @@ from hutch.sdk.remote_wire import loads
 from hutch.server import relay
 from hutch.server.answers import Call, route
 from hutch.server.rules import Rules
+from hutch.server.transit import Transit
 from hutch.types import BoxState
 
 if TYPE_CHECKING:
@@ -42,7 +43,11 @@ _FIRST_PAUSE = 0.2
 def make_app(runtime: LocalRuntime) -> ASGIApp:
     """The runner's application: ``/v1/x`` and the relay, for whoever has its token."""
     _, token = identity(runtime.home.root)
-    journal = Journal(runtime.home.root / "journal")
+    archives = runtime.home.root / "transit"
+    archives.mkdir(mode=0o700, exist_ok=True)
+    transit = Transit(archives)
+    transit.clear()
+    journal = Journal(runtime.home.root / "journal", transit)
 
     async def set_logins(call: Call) -> object:
         await runtime.images.set_logins(loads(call.body, list[Entry]))
@@ -55,7 +60,8 @@ def make_app(runtime: LocalRuntime) -> ASGIApp:
 class Journal(Rules):
     """One line for each box that was made here, as JSON: the proof of where a box is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, transit: Transit) -> None:
+        super().__init__(transit)
         self._path = path
 
     def made(self, info: BoxInfo) -> None:

@@ -6,9 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -26,9 +24,11 @@ from hutch.server.envelope import body_of, envelope, request_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from starlette.requests import Request
 
+    from hutch.server.transit import Transit
     from hutch.types import Progress
 
 log = logging.getLogger("hutch.server")
@@ -110,36 +110,33 @@ def route(
     takes: Any = None,
     gives: Any = Any,
     query: tuple[str, ...] = (),
-    upload: bool = False,
+    upload: Transit | None = None,
     lasting: bool = False,
 ) -> Endpoint:
-    """A route whose handler returns what is answered. ``upload``: the body is a file. ``lasting``: it is carried out
-    even if the client goes away."""
+    """A route whose handler returns what is answered. ``upload``: the body is a file, which goes there. ``lasting``: it
+    is carried out even if the client goes away."""
 
     async def endpoint(request: Request) -> Response:
-        folder = await anyio.to_thread.run_sync(tempfile.mkdtemp, "", "hutch-upload-") if upload else None
-        started = False
         try:
-            body, file = b"", None
-            if folder is not None:
-                file = Path(folder) / "file"
-                await _save(request, file)
-            elif method != "GET":
-                body = await _read(request)
-            call = Call(request, body, file)
-            task = asyncio.ensure_future(_guarded(handler, call))
-            task.add_done_callback(lambda _: _remove(folder))
-            started = True
+            with contextlib.ExitStack() as stack:
+                body, file = b"", None
+                if upload is not None:
+                    file = stack.enter_context(upload.place())
+                    await _save(request, file)
+                elif method != "GET":
+                    body = await _read(request)
+                call = Call(request, body, file)
+                task = asyncio.ensure_future(_guarded(handler, call))
+                kept = stack.pop_all()
+                task.add_done_callback(lambda _: kept.close())
             return await _answer(request, call, task, lasting=lasting)
         except HutchError as error:
             return envelope(error, request_id(request.scope), details=True)
         except ClientDisconnect:
             return Response(status_code=400)  # for nobody
-        finally:
-            if not started:
-                _remove(folder)
 
-    return described(method, path, endpoint, summary, takes=takes, gives=gives, query=query, upload=upload)
+    described_by = {"takes": takes, "gives": gives, "query": query, "upload": upload is not None}
+    return described(method, path, endpoint, summary, **described_by)
 
 
 async def _answer(request: Request, call: Call, task: asyncio.Task[Any], *, lasting: bool) -> Response:
@@ -206,11 +203,3 @@ async def _save(request: Request, path: Path) -> None:
     with path.open("wb") as file:
         async for piece in request.stream():
             await anyio.to_thread.run_sync(file.write, piece)
-
-
-def _remove(folder: str | None) -> None:
-    if folder is not None:
-        with contextlib.suppress(FileNotFoundError):
-            (Path(folder) / "file").unlink()
-        with contextlib.suppress(OSError):
-            Path(folder).rmdir()

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import anyio
-import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse
 
 from hutch.core import ids
 from hutch.server import views
-from hutch.server.envelope import PayloadTooLargeError
 from hutch.server.http import ERRORS, PageDep, Segment, ServiceDep
 from hutch.server.models import (
     BoxView,
@@ -25,12 +21,6 @@ from hutch.server.models import (
     SnapshotRequest,
     SnapshotView,
 )
-from hutch.server.store import TRANSIT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from hutch.server.service import Service
 
 router = APIRouter(prefix="/v1/boxes", tags=["copies"], responses=ERRORS)
 
@@ -93,14 +83,10 @@ async def export_box(box_id: Segment, service: ServiceDep, body: ExportRequest |
     box = await service.box(box_id)
     service.touch(box.id)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_transit(service))
-        await box.export(folder / "box")
-        cleanup = stack.pop_all()
-    return FileResponse(
-        folder / "box",
-        media_type="application/octet-stream",
-        background=BackgroundTask(anyio.to_thread.run_sync, cleanup.close),
-    )
+        path = stack.enter_context(service.transit.place())
+        await box.export(path)
+        kept = stack.pop_all()
+    return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(kept.close))
 
 
 @router.post(
@@ -119,24 +105,12 @@ async def import_box(
     """Make a box from an archive. The archive is not trusted."""
     if name is not None:
         ids.check_name(name)
-    limit = service.settings.max_transfer_bytes
-    with _transit(service) as folder:
-        path = folder / "box"
-        size = 0
+    with service.transit.place() as path:
         async with await anyio.open_file(path, "wb") as file:
             async for piece in request.stream():
-                size += len(piece)
-                if size > limit:
-                    raise PayloadTooLargeError(f"the archive is larger than the limit of {limit} bytes")
                 await file.write(piece)
         box = await service.backend.import_box(path, name=name)
     await box.detach()
     service.counters.created += 1
     service.touch(box.id)
     return views.box(service, await box.info())
-
-
-@contextlib.contextmanager
-def _transit(service: Service) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=service.settings.state, prefix=TRANSIT) as folder:
-        yield Path(folder)

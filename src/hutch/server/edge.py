@@ -98,7 +98,7 @@ class Edge:
     def _body(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes]) -> Body:
         settings = self._settings
         if _STREAMED.match(scope["path"]):
-            return Body(receive, stall=settings.stall_seconds)
+            return Body(receive, limit=settings.max_transfer_bytes, stall=settings.stall_seconds)
         limit = settings.max_json_bytes
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:

@@ -15,6 +15,7 @@ from hutch.server.envelope import envelope, request_id
 from hutch.server.http import ERRORS, PageDep, Segment, ServiceDep
 from hutch.server.models import ExecList, ExecRequest, ExecStarted, ExecView, ResizeRequest, SignalRequest
 from hutch.server.registry import MAIN
+from hutch.server.rules import time_limit
 from hutch.server.service import service_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from hutch.server.registry import Entry
-    from hutch.server.settings import ServerSettings
 
 router = APIRouter(prefix="/v1/boxes/{box_id}", tags=["executions"], responses=ERRORS)
 
@@ -44,7 +44,7 @@ async def start_execution(box_id: Segment, body: ExecRequest, service: ServiceDe
             rows=body.rows,
             cols=body.cols,
             stdin=True,
-            timeout=_timeout(service.settings, body.timeout_seconds),
+            timeout=time_limit(service.settings, "timeout_seconds", body.timeout_seconds),
         )
     except ExecError:
         service.counters.exec_errors += 1
@@ -161,14 +161,6 @@ async def _attach(websocket: WebSocket) -> None:
         await envelope(error, request_id(scope))(scope, websocket._receive, websocket._send)
         return
     await client.run(websocket._receive)
-
-
-def _timeout(settings: ServerSettings, asked: float | None) -> float | None:
-    timeout = settings.exec_timeout if asked is None else asked
-    most = settings.max_exec_timeout
-    if most is not None and asked is not None and (not asked or asked > most):
-        raise InvalidArgumentError(f"timeout_seconds: {asked:g} is not within the operator's limit of {most:g} seconds")
-    return timeout or most
 
 
 def _view(entry: Entry) -> ExecView:

@@ -4,14 +4,11 @@ served to our own SDK; the bodies are in `hutch.sdk.remote_wire`."""
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 import anyio
-import anyio.to_thread
 import msgspec
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response
@@ -62,7 +59,7 @@ def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
             "Make a box of an archive",
             gives=info,
             query=("name?",),
-            upload=True,
+            upload=rules.transit,
         ),
         route("GET", box, x.get, "Find a box by name, id or start of the id", gives=info),
         route("DELETE", box, x.remove, "Remove a box", gives=NoneType, query=("force?",)),
@@ -109,7 +106,7 @@ def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
             "Load images from an archive",
             gives=list[ImageInfo],
             query=("reference?", "platform?"),
-            upload=True,
+            upload=rules.transit,
         ),
         route(
             "POST",
@@ -200,12 +197,14 @@ class _Extra:
 
     async def export(self, request: Request) -> Response:
         """The archive, as a file."""
-        path = Path(await anyio.to_thread.run_sync(tempfile.mktemp, ".tar", "hutch-export-"))
         try:
-            await (await self._backend.get(unquote(request.path_params["box"]))).export(path)
+            with contextlib.ExitStack() as stack:
+                path = stack.enter_context(self._rules.transit.place())
+                await (await self._backend.get(unquote(request.path_params["box"]))).export(path)
+                kept = stack.pop_all()
         except HutchError as error:
             return envelope(error, request_id(request.scope), details=True)
-        return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(_unlink, path))
+        return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(kept.close))
 
     # Executions.
 
@@ -220,6 +219,8 @@ class _Extra:
         options: dict[str, Any] = {
             name: getattr(body, name) for name in body.__struct_fields__ if name not in ("id", "command", "file_op")
         }
+        if body.file_op is None:
+            options["timeout"] = self._rules.time_limit("timeout", body.timeout)
         try:
             options["file_op"] = None if body.file_op is None else FileOp(body.file_op)
         except ValueError:
@@ -351,8 +352,3 @@ def _seconds(call: Call) -> float:
     if not 0 <= seconds <= _LONGEST_WAIT:
         raise InvalidArgumentError(f"seconds is not a number from 0 to {_LONGEST_WAIT:g}")
     return seconds
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.core.idle import Policy
-from hutch.errors import HutchError, UnsupportedError
+from hutch.errors import HutchError, InvalidArgumentError, UnsupportedError
 from hutch.server import policy
 from hutch.types import Isolation
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hutch.server.service import Service
     from hutch.server.settings import ServerSettings
+    from hutch.server.transit import Transit
     from hutch.types import BoxInfo, BoxSpec
 
 _EXEC = re.compile(r"/v1/x/boxes/([^/]+)/exec\Z")
@@ -26,7 +27,10 @@ _REQUESTED = re.compile(r"/v1/x/boxes/([^/]+)/(?:start|stop|kill)\Z")
 
 
 class Rules:
-    """Nothing at all: a runner serves an API, which has rules of its own."""
+    """Nothing at all: a runner serves an API, which has rules of its own. ``transit`` is for archives on their way."""
+
+    def __init__(self, transit: Transit) -> None:
+        self.transit = transit
 
     def admit(self, spec: BoxSpec) -> BoxSpec:
         """What is made when a client asks for this. Raises what it may not have."""
@@ -39,6 +43,10 @@ class Rules:
         """What clients see of a box."""
         return info
 
+    def time_limit(self, field: str, asked: float | None) -> float | None:
+        """How long a command may take whose client asked for this. Raises `InvalidArgumentError` naming the field."""
+        return asked
+
     def used(self, box_id: str) -> None:
         """A client has sent something to a command in the box."""
 
@@ -47,6 +55,7 @@ class ClientRules(Rules):
     """The policy of the operator, and the activity of boxes."""
 
     def __init__(self, service: Service) -> None:
+        super().__init__(service.transit)
         self._service = service
 
     def admit(self, spec: BoxSpec) -> BoxSpec:
@@ -66,6 +75,9 @@ class ClientRules(Rules):
     def shown(self, info: BoxInfo) -> BoxInfo:
         return msgspec.structs.replace(info, labels=policy.public(info.labels))
 
+    def time_limit(self, field: str, asked: float | None) -> float | None:
+        return time_limit(self._service.settings, field, asked)
+
     def used(self, box_id: str) -> None:
         self._service.touch(box_id)
 
@@ -76,6 +88,15 @@ def isolation(settings: ServerSettings, asked: str | None) -> Isolation:
     if chosen not in settings.isolations:
         raise UnsupportedError(f"isolation: this server offers {', '.join(settings.isolations)}, not {chosen!r}")
     return Isolation(chosen)
+
+
+def time_limit(settings: ServerSettings, field: str, asked: float | None) -> float | None:
+    """How long a command may take. Raises `InvalidArgumentError` naming the field."""
+    timeout = settings.exec_timeout if asked is None else asked
+    most = settings.max_exec_timeout
+    if most is not None and asked is not None and (not asked or asked > most):
+        raise InvalidArgumentError(f"{field}: {asked:g} is not within the operator's limit of {most:g} seconds")
+    return timeout or most
 
 
 class Activity:

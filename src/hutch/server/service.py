@@ -14,6 +14,7 @@ from hutch.errors import HutchError, InvalidArgumentError, NotFoundError
 from hutch.server import policy
 from hutch.server.registry import Executions
 from hutch.server.store import Marks
+from hutch.server.transit import Transit
 from hutch.types import BoxState
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Service:
     def __init__(self, backend: Runtime, settings: ServerSettings) -> None:
         self.backend = backend
         self.settings = settings
+        self.transit = Transit(settings.state)
         self.counters = Counters()
         self.timings: dict[str, Timing] = {}
         # CPU seconds of a box at the last look: (when, how many).

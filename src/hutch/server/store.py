@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,10 @@ import msgspec
 
 from hutch.errors import ConfigError, DatabaseError
 from hutch.server.aliases import AliasLog
+from hutch.server.transit import Transit
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-TRANSIT = "transit-"
-"""What the names of folders begin with that hold files on their way."""
 
 _BUSY_SECONDS = 10.0
 
@@ -38,8 +35,7 @@ class Marks:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in folder.glob(f"{TRANSIT}*"):  # by a server that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            Transit(folder).clear()
             path = database or folder / "server.db"
             path.touch(mode=0o600)
             os.chmod(path, 0o600)
