@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         ImageInfo,
         Isolation,
         LogEntry,
+        LoginInfo,
         Mount,
         Progress,
         Result,
@@ -68,6 +69,19 @@ def local(home: Path | str | None = None) -> Iterator[Runtime]:
 
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(LocalRuntime(home)) as runtime:
         yield Runtime(portal, runtime)
+
+
+@contextlib.contextmanager
+def connect(
+    url: str, api_key: str | None = None, *, path_prefix: str = "", budget: float = 60.0
+) -> Iterator[Runtime]:
+    """The runtime of a server. See `hutch.Runtime.connect`."""
+    from hutch.sdk.remote import RemoteRuntime
+
+    with start_blocking_portal() as portal:
+        remote = portal.call(functools.partial(RemoteRuntime, url, api_key, path_prefix=path_prefix, budget=budget))
+        with portal.wrap_async_context_manager(remote) as runtime:
+            yield Runtime(portal, runtime)
 
 
 def _iterate(portal: BlockingPortal, make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         ImageInfo,
         Isolation,
         LogEntry,
+        LoginInfo,
         Mount,
         Progress,
         Result,
@@ -52,6 +53,17 @@ def local(home: Path | str | None = None) -> Iterator[Runtime]:
 
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(LocalRuntime(home)) as runtime:
         yield Runtime(portal, runtime)
+
+
+@contextlib.contextmanager
+def connect(url: str, api_key: str | None = None, *, path_prefix: str = "", budget: float = 60.0) -> Iterator[Runtime]:
+    """The runtime of a server. See `hutch.Runtime.connect`."""
+    from hutch.sdk.remote import RemoteRuntime
+
+    with start_blocking_portal() as portal:
+        remote = portal.call(functools.partial(RemoteRuntime, url, api_key, path_prefix=path_prefix, budget=budget))
+        with portal.wrap_async_context_manager(remote) as runtime:
+            yield Runtime(portal, runtime)
 
 
 def _iterate(portal: BlockingPortal, make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
@@ -443,14 +455,30 @@ class Images:
     def get(self, reference: str) -> ImageInfo:
         return self._portal.call(functools.partial(self._wrapped.get, reference))
 
-    def list(self) -> list[ImageInfo]:
-        return self._portal.call(functools.partial(self._wrapped.list))
+    def tag(self, reference: str, name: str) -> ImageInfo:
+        """Give an image another name; one that has that name loses it. Raises `NotFoundError`."""
+        return self._portal.call(functools.partial(self._wrapped.tag, reference, name))
 
     def remove(self, reference: str) -> Sequence[str]:
         return self._portal.call(functools.partial(self._wrapped.remove, reference))
 
     def prune(self, *, all: bool = False) -> int:
         return self._portal.call(functools.partial(self._wrapped.prune, all=all))
+
+    def login(self, registry: str, username: str, password: str, *, prefix: str = "") -> LoginInfo:
+        """Keep a login for pulls from a registry (``host[:port]``), for the repositories whose path begins with the"""
+        return self._portal.call(functools.partial(self._wrapped.login, registry, username, password, prefix=prefix))
+
+    def logins(self) -> list[LoginInfo]:
+        """List the logins that are kept, without their passwords."""
+        return self._portal.call(functools.partial(self._wrapped.logins))
+
+    def logout(self, login_id: str) -> None:
+        """Forget a login. Raises `NotFoundError`."""
+        return self._portal.call(functools.partial(self._wrapped.logout, login_id))
+
+    def list(self) -> list[ImageInfo]:
+        return self._portal.call(functools.partial(self._wrapped.list))
 
 
 class Volumes:

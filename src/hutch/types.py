@@ -251,6 +251,16 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: str = ""
 
 
+class LoginInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A login at a registry, for the repositories whose path begins with ``prefix``. The password is never told."""
+
+    id: str
+    registry: str
+    username: str
+    prefix: str = ""
+    created_at: float
+
+
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """A step of long work. ``item`` is e.g. a layer digest; ``total`` is ``None`` while unknown; ``phase``: resolve,
     download, unpack, done, exists."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -12,9 +14,12 @@ import pytest
 
 from hutch.errors import UpstreamUnavailableError
 from hutch.runtime import channel, execution
-from tests.runtime.helpers import in_time, sh, until
+from hutch.types import BoxState
+from tests.runtime.conftest import IMAGE
+from tests.runtime.helpers import Sink, in_time, sh, until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from hutch.runtime.box import LocalBox
@@ -94,3 +99,37 @@ async def test_remove_does_not_ask(box: LocalBox) -> None:
     await halt(box)
     with in_time(3):
         await box.remove(force=True)
+
+
+@contextlib.contextmanager
+def busy(box: LocalBox) -> Iterator[None]:
+    """The event loop does not come to read from the agent, as under heavy load."""
+    channel = box._lives.open_channel(box.id)
+    assert channel is not None
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(channel._socket)
+    yield
+    if not channel.closed:
+        loop.add_reader(channel._socket, channel._on_readable)
+
+
+@pytest.mark.parametrize("first", ["info", "stdin"])
+async def test_what_a_box_said_before_its_end_is_read_when_its_end_is_seen_first(
+    runtime: LocalRuntime, first: str
+) -> None:
+    job = await runtime.create(IMAGE, command=sh("echo ready; read x; seq 1 5000; exit 7"), open_stdin=True)
+    sink = Sink()
+    execution = await job.start_attached(stdout=sink)
+    directory = runtime.home.box(job.id)
+    await until(lambda: bytes(sink.data) == b"ready\n")
+    with busy(job):
+        await execution.stdin.write(b"go\n")
+        await until(lambda: not runtime.engines.container.observe(directory).running)
+        if first == "info":
+            assert (await job.info()).state is BoxState.STOPPED
+        else:
+            await execution.stdin.write(b"nobody hears it\n")
+    with in_time():
+        result = await execution.wait()
+    assert (result.exit_code, result.truncated) == (7, False)
+    assert bytes(sink.data) == b"ready\n" + b"".join(b"%d\n" % n for n in range(1, 5001))

@@ -1,4 +1,4 @@
-"""The tool as a subprocess, with a home of its own that holds one image, `busybox`."""
+"""The tool as a subprocess, on a home of its own that holds one image, `busybox`, or at a server with such a home."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import pytest
 
 from hutch.cli.main import main
 from tests import rootfs
+from tests.remote.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,12 +35,13 @@ ROWS, COLUMNS = 33, 99
 
 
 class Tool:
-    """Runs the tool on one home."""
+    """Runs the tool on one home; ``env``: more of its environment, such as the server to use."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **env: str) -> None:
         self.home = home
-        self.env = {**os.environ, "HUTCH_HOME": str(home)}
-        self.env.pop("HUTCH_DEBUG", None)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HUTCH_")}
+        self.env = {**kept, "HUTCH_HOME": str(home), **env}
+        self.remote = "HUTCH_URL" in env
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def argv(self, *words: str) -> list[str]:
@@ -95,8 +97,13 @@ class Tool:
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
-        if (self.home / "boxes").is_dir() and self.boxes():
+        if self.remote:
+            assert not (self.home / "boxes").exists(), "something was done here instead of at the server"
             self("rm", "--all", "--force")
+        elif (self.home / "boxes").is_dir():
+            self("--local", "rm", "--all", "--force")
+        if self.remote and (volumes := self.text("volume", "ls", "-q").split()):
+            self("volume", "rm", *volumes)
 
 
 def _child(descriptors: list[int], env: dict[str, str], words: Sequence[str]) -> NoReturn:
@@ -205,11 +212,33 @@ def empty(tmp_path: Path) -> Iterator[Tool]:
     tool.close()
 
 
+KEY = "a-key-for-the-tool"
+
+
+@pytest.fixture(scope="session")
+def server(image_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server on a home with the image."""
+    home = tmp_path_factory.mktemp("served") / "home"
+    subprocess.run(["cp", "-a", image_home, home], check=True)
+    with Process("-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", KEY) as process:
+        yield process
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is done with the tool is done twice: on this machine, and at a server. Marked `here`: only once."""
+    if "place" in metafunc.fixturenames:
+        here = metafunc.definition.get_closest_marker("here") is not None
+        metafunc.parametrize("place", ["local"] if here else ["local", "remote"], scope="function")
+
+
 @pytest.fixture
-def hutch(image_home: Path, tmp_path: Path) -> Iterator[Tool]:
-    """The tool on a home with the image; boxes are removed afterwards."""
-    subprocess.run(["cp", "-a", image_home, tmp_path / "home"], check=True)
-    tool = Tool(tmp_path / "home")
+def hutch(image_home: Path, tmp_path: Path, place: str, request: pytest.FixtureRequest) -> Iterator[Tool]:
+    """The tool, where there is the image; boxes are removed afterwards."""
+    if place == "local":
+        subprocess.run(["cp", "-a", image_home, tmp_path / "home"], check=True)
+        tool = Tool(tmp_path / "home")
+    else:
+        tool = Tool(tmp_path / "home", HUTCH_URL=request.getfixturevalue("server").url, HUTCH_API_KEY=KEY)
     yield tool
     tool.close()
 

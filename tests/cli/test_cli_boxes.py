@@ -163,6 +163,7 @@ def test_snapshots_and_copies(hutch: Any, tmp_path: Path) -> None:
     assert hutch.json("snapshot", "ls", "b", "--json") == []
 
 
+@pytest.mark.here
 def test_images(hutch: Any) -> None:
     (image,) = hutch.json("image", "ls", "--json")
     assert hutch.text("image", "ls", "-q") == image["digest"]
@@ -233,6 +234,7 @@ def test_help_is_fast(empty: Any) -> None:
     assert min(times) < 0.15
 
 
+@pytest.mark.here
 def test_commands_import_only_what_they_need(hutch: Any) -> None:
     hutch("create", "--name", "b", "busybox")
     script = (

@@ -63,6 +63,10 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _hutch; printf '%s\\n' "${COMPREPLY[@
         (["volume", "rm", ""], {"data"}, {"web"}),
         (["logs", "-n", ""], set(), {"web"}),
         (["cp", "-n", "x", ""], set(), {"web"}),
+        (["--url", "u", "--local", "rm", "w"], {"web"}, {"dev"}),
+        (["serve", ""], {"api", "runner", "--database"}, {"--url"}),
+        (["serve", "runner", "--"], {"--join"}, {"--api-key"}),
+        (["auth", "l"], {"login", "logout"}, {"whoami"}),
     ],
 )
 def test_bash_completes(line: list[str], offered: set[str], not_offered: set[str]) -> None:

@@ -241,6 +241,7 @@ def test_attach_sees_what_was_written(hutch: Any, read_line: Any, finish: Any) -
     assert finish(process)[0] == 4
 
 
+@pytest.mark.here
 def test_mounts(hutch: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/in").write_text("from the host")
@@ -249,6 +250,9 @@ def test_mounts(hutch: Any, tmp_path: Path) -> None:
     assert (tmp_path / "data/out").read_text() == "x\n"
     read_only = ["-v", f"{tmp_path}/data:/mnt:ro"]
     assert hutch.text("run", "--rm", *read_only, "busybox", "sh", "-c", script, code=1) == "from the host"
+
+
+def test_managed_volumes(hutch: Any) -> None:
     hutch("volume", "create", "store")
     hutch("run", "--rm", "-v", "store:/s", "busybox", "sh", "-c", "echo kept > /s/f")
     assert hutch.text("run", "--rm", "-v", "store:/s", "busybox", "cat", "/s/f") == "kept"
@@ -288,6 +292,7 @@ def test_a_volume_that_does_not_exist(hutch: Any) -> None:
     assert hutch.boxes() == []
 
 
+@pytest.mark.here
 def test_a_killed_run_is_cleaned_up_by_the_next_command(hutch: Any, read_line: Any) -> None:
     process = hutch.popen("run", "--rm", "busybox", "sh", "-c", "echo ready; exec sleep 600")
     assert read_line(process) == b"ready\n"

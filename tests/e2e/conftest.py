@@ -66,24 +66,16 @@ def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """An API process on a fresh database; who kills it starts it again."""
-    options = (
-        "--database",
-        tmp_path_factory.mktemp("api") / "fleet.db",
-        "--port",
-        "{port}",
-        "--api-key",
-        KEY,
-        "--token",
-        JOIN,
-    )
-    with Process("-m", "hutch.fleet", "api", *options) as process:
+    database = tmp_path_factory.mktemp("api") / "fleet.db"
+    secrets = {"HUTCH_API_KEY": KEY, "HUTCH_JOIN_TOKEN": JOIN}
+    with Process("-m", "hutch", "serve", "api", "--database", database, "--port", "{port}", env=secrets) as process:
         yield process
 
 
 def runner_process(api: Process, home: Path) -> Process:
     """A runner that joins the API."""
-    options = ("--join", api.url, "--token", JOIN, "--home", home, "--port", "{port}")
-    return Process("-m", "hutch.fleet", "runner", *options)
+    options = ("--join", api.url, "--home", home, "--port", "{port}")
+    return Process("-m", "hutch", "serve", "runner", *options, env={"HUTCH_JOIN_TOKEN": JOIN})
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,6 +20,8 @@ from hutch.errors import (
     UnauthenticatedError,
     UpstreamUnavailableError,
 )
+from hutch.image import Credential
+from hutch.image.logins import Logins
 from hutch.runtime.runtime import LocalRuntime
 from hutch.sdk.remote import RemoteRuntime
 from hutch.types import BoxState
@@ -164,6 +169,61 @@ async def test_the_runner_with_the_fewest_boxes_gets_the_next(
         fleet.homes.append(second)
         for info in await runtime.list():
             await runtime.remove(info.id, force=True)
+
+
+async def test_images_have_names_and_logins_on_every_runner(
+    fleet: Fleet, runtime: RemoteRuntime, home: Path, tmp_path: Path, images: Path
+) -> None:
+    tagged = await runtime.images.tag(IMAGE, "other:1")
+    assert "other:1" in tagged.references
+    assert await (await runtime.create("other:1")).files.read("/etc/release") == b"hutch test image\n"
+    assert list(await runtime.images.remove("other:1")) == ["other:1"]
+    login = await runtime.images.login("registry.example", "ann", "secret-word", prefix="team")
+    assert await runtime.images.logins() == [login]
+    with pytest.raises(AlreadyExistsError, match=login.id):
+        await runtime.images.login("registry.example", "bob", "x", prefix="team")
+    assert Logins(home / "registries.json").find("registry.example", "team/tool") == Credential("ann", "secret-word")
+    # One that joins later has missed nothing.
+    second = tmp_path / "second"
+    second.mkdir(mode=0o700)
+    (second / "images").symlink_to(images)
+    with runner_process(fleet.api, second):
+        await joined(runtime, 2)
+        assert Logins(second / "registries.json").find("registry.example", "team/x") is not None
+        await runtime.images.logout(login.id)
+        for place in (home, second):
+            assert Logins(place / "registries.json").entries() == []
+    with pytest.raises(NotFoundError):
+        await runtime.images.logout(login.id)
+
+
+async def test_memory_that_ran_out_is_told(runtime: RemoteRuntime) -> None:
+    box = await runtime.create(IMAGE, memory_mib=128)
+    with in_time(40):
+        result = await box.run(*sh("x=0123456789; while :; do x=$x$x; done"))
+    assert (result.exit_code, result.oom_killed) == (-9, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["api"], "--token"),
+        (["api", "--token", "t", "--host", "0.0.0.0"], "--api-key"),
+        (["runner", "--token", "t"], "--join"),
+        (["runner", "--join", "http://localhost:1"], "--token"),
+        (["api", "--token", "t", "--port", "x"], "--port"),
+        (["--read-only-key", "a b", "--api-key", "k", "--port", "0"], "printable"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path: Path, words: list[str], option: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hutch", "serve", *words],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={"PATH": os.environ["PATH"], "HUTCH_HOME": str(tmp_path / "home")},
+    )
+    assert done.returncode in (1, 2) and option in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 async def test_keys_and_tokens(api: Process, fleet: Fleet) -> None:

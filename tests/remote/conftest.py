@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,13 +13,13 @@ from tests.runtime.conftest import IMAGE, images
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from hutch.sdk.remote_box import RemoteBox
 
 __all__ = ["images"]
 
 TOKEN = "a-token-for-tests"
-SERVER = Path(__file__).with_name("server.py")
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 @pytest.fixture(scope="session")
 def server(home: Path) -> Iterator[Process]:
     """A server process over the home; who kills it starts it again."""
-    with Process(SERVER, str(home), "{port}", TOKEN) as process:
+    with Process("-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", TOKEN) as process:
         yield process
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
 START_SECONDS = 15.0
@@ -25,10 +27,11 @@ def free_port() -> int:
 class Process:
     """A Python program that prints a line ending in its URL once it listens. ``{port}`` in an argument is its port."""
 
-    def __init__(self, *command: object) -> None:
+    def __init__(self, *command: object, env: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, *(str(part).replace("{port}", str(self.port)) for part in command)]
+        self._env = {**os.environ, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -48,7 +51,7 @@ class Process:
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, env=self._env)
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as ready:
             ready.register(self._process.stdout, selectors.EVENT_READ)

@@ -34,7 +34,7 @@ ELSEWHERE = {
     "test_a_tampered_archive_is_refused_and_leaves_nothing",
     "test_volumes_are_shared_and_outlive_boxes",
     "test_errors_name_the_path",
-    # From afar a start that was given up may have been carried out (tests/remote/test_remote.py).
+    # From afar a start that was given up may have been carried out.
     "test_1_8_an_abandoned_start_leaves_nothing_running_and_can_be_repeated",
     # Not offered from afar.
     "test_host_folders_read_only_and_writable",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.core import agentproto as proto
-from hutch.core.frames import FrameError, encode
+from hutch.core.frames import Decoder, FrameError, encode
 from hutch.core.relay import Downward, Upward
 
 ME, OTHER = "aaaaaaaaaaaa", "bbbbbbbbbbbb"
@@ -61,6 +61,39 @@ def test_hello_and_ping_are_answered_by_the_relay() -> None:
     masked = struct.pack("<IIII", 1, 512 * 1024, 0, 0)
     assert onward == b""
     assert answers == encode(proto.Reply.HELLO_OK, masked, req=7) + encode(proto.Reply.PONG, b"hi", req=8)
+
+
+def test_before_another_relay_hello_and_ping_go_onward() -> None:
+    frames = proto.hello(7) + encode(proto.Request.PING, b"hi", req=8)
+    assert Upward(ME, None, reading=True).feed(frames) == (frames, b"")
+    with pytest.raises(FrameError):
+        Upward(ME, None, reading=True).feed(proto.stdin(ME, b"x"))
+
+
+def test_what_a_client_does_by_itself_is_no_use() -> None:
+    used: list[int] = []
+    gate = Upward(ME, HELLO, lambda: used.append(1))
+    gate.feed(b"".join((proto.hello(1), proto.attach(ME, {1: 0}, req=2), proto.ack(ME, 1, 5), proto.detach(ME, [1]))))
+    assert not used
+    for number, frame in enumerate(
+        (proto.stdin(ME, b"x"), proto.signal(ME, 9, req=3), proto.resize(ME, 1, 1, req=4)), 1
+    ):
+        gate.feed(frame)
+        assert len(used) == number
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("cut", [1, 30, 60])
+def test_the_end_tells_whether_memory_ran_out(killed: bool, cut: int) -> None:
+    end = encode(proto.Reply.EXITED, struct.pack("<iBxxxQQQQ", -9, 1, 0, 0, 0, 7), exec_id=ME)
+    data = encode(proto.Reply.EOF, struct.pack("<QB", 0, 0), stream=1, exec_id=ME) + end
+    gate = Downward(ME, lambda: killed)
+    out = gate.feed(data[:cut]) + gate.feed(data[cut:])
+    (_, exited) = (proto.decode_event(frame) for frame in Decoder().receive(out))
+    assert isinstance(exited, proto.Exited)
+    assert (exited.status, exited.timed_out, exited.max_rss, exited.oom_killed) == (-9, True, 7, killed)
+    with pytest.raises(FrameError):
+        Downward(ME, lambda: True).feed(encode(proto.Reply.EXITED, b"\0", exec_id=ME))
 
 
 @pytest.mark.parametrize(

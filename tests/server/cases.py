@@ -330,7 +330,21 @@ async def images_and_metrics(url: str) -> None:
     usage = await runtime.images.usage()
     assert usage.count >= 1 and usage.known_bytes > 0
     await raises(boxlite.NotFoundError, runtime.images.get("docker.io/library/absent"))
+    digest = detail.versions[0].digest
+    tagged = await runtime.images.create_alias(detail.name, "also", digest)
+    assert set(tagged.aliases) == {"test", "also"}
+    assert [(change.alias, change.to_digest) for change in tagged.history][:1] == [("also", digest)]
+    await runtime.images.delete_alias(detail.name, "also")
+    assert (await runtime.images.get(detail.name)).aliases == ["test"]
     assert await runtime.images.registries.list() == []
+    login = await runtime.images.registries.create(
+        registry_host="registry.example", username="ann", password="secret-word", repository_prefix="team"
+    )
+    (listed,) = await runtime.images.registries.list()
+    assert (listed.id, listed.registry_host, listed.repository_prefix) == (login.id, "registry.example", "team")
+    assert "secret-word" not in repr(listed)
+    await runtime.images.registries.remove(login.id)
+    await raises(boxlite.NotFoundError, runtime.images.registries.remove(login.id))
     before = await runtime.metrics()
     box = await runtime.create(BoxOptions(image=IMAGE))
     for _ in range(3):

@@ -14,13 +14,15 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
+from hutch.errors import InvalidArgumentError, PermissionDeniedError
+from hutch.sdk.remote import RemoteRuntime
 from tests.server.conftest import IMAGE, KEY, READ_KEY, Served, make_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
 
 def check_error(answer: httpx2.Response, status: int, code: str, *words: str) -> dict[str, Any]:
@@ -43,7 +45,9 @@ def test_every_error_has_the_envelope(http: httpx2.Client) -> None:
     check_error(http.put("/v1/boxes"), 405, "invalid_argument", "PUT")
     check_error(http.post("/v1/boxes", content=b"{"), 400, "invalid_argument")
     check_error(http.post("/v1/boxes", json=[]), 400, "invalid_argument")
-    check_error(http.post("/v1/boxes", json={"image": "x" * (2 << 20)}), 413, "resource_exhausted")
+    large = json.dumps({"image": "x" * (2 << 20)}).encode()
+    for body in (large, iter([large[:9], large[9:]])):  # the second one does not tell its length
+        check_error(http.post("/v1/boxes", content=body), 413, "resource_exhausted")
     check_error(http.post("/v1/boxes/a%2Fb%00/start"), 404, "not_found")
     check_error(http.get("/v1/boxes/x/executions/y/attach"), 400, "invalid_argument", "WebSocket")
     check_error(http.delete("/v1/images/registries/x"), 404, "not_found")
@@ -100,10 +104,7 @@ def test_a_wrong_field_is_named_and_nothing_is_made(http: httpx2.Client, field: 
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["code"] in ("invalid_argument", "unsupported")
-    assert (
-        field.replace("working_dir", "workdir").replace("env", "environment" if value == {"A=B": "x"} else "env")
-        in (error["message"])
-    ), error
+    assert field.replace("env", "environment" if value == {"A=B": "x"} else "env") in error["message"], error
     assert "shadow" not in error["message"]
     assert http.get("/v1/boxes").json() == before
 
@@ -138,6 +139,37 @@ def test_paging_for_those_who_ask(http: httpx2.Client) -> None:
     check_error(http.get("/v1/boxes", params={"pageToken": "junk"}), 400, "invalid_argument", "pageToken")
     for box_id in made:
         http.delete(f"/v1/boxes/{box_id}")
+
+
+@pytest.mark.parametrize("names", [("pageSize", "pageToken"), ("page_size", "page_token")])
+def test_every_list_has_pages(http: httpx2.Client, box: str, names: tuple[str, str]) -> None:
+    size, token = names
+    volumes = [http.post("/v1/volumes", json={}).json()["id"] for _ in range(3)]
+    for name in "abc":
+        assert http.post(f"/v1/boxes/{box}/snapshots", json={"name": name}).status_code == 201
+        assert http.post(f"/v1/boxes/{box}/exec", json={"command": "true"}).status_code == 201
+    for path, kind in (
+        ("/v1/volumes", "volumes"),
+        (f"/v1/boxes/{box}/snapshots", "snapshots"),
+        (f"/v1/boxes/{box}/executions", "executions"),
+        ("/v1/images", "images"),
+        ("/v1/images/registries", "registries"),
+    ):
+        everything = http.get(path).json()
+        assert everything["next_page_token"] is None
+        found: list[Any] = []
+        after: dict[str, str] = {}
+        while True:
+            page = http.get(path, params={size: "1", **after}).json()
+            found += page[kind]
+            assert len(page[kind]) == min(1, len(everything[kind]))
+            if page["next_page_token"] is None:
+                break
+            after = {token: page["next_page_token"]}
+        assert found == everything[kind]
+        check_error(http.get(path, params={size: "0"}), 400, "invalid_argument", size)
+    for volume in volumes:
+        assert http.delete(f"/v1/volumes/{volume}").status_code == 204
 
 
 def test_a_slash_in_a_name_does_not_separate(http: httpx2.Client, box: str) -> None:
@@ -280,7 +312,51 @@ def test_keys_and_prefix(guarded: Served) -> None:
         check_error(reader.post(f"{base}/boxes", json={"image": IMAGE}), 403, "permission_denied")
         box = full.post(f"{base}/boxes", json={"image": IMAGE}).json()["box_id"]
         check_error(reader.delete(f"{base}/boxes/{box}"), 403, "permission_denied")
+        check_error(reader.post(f"{base}/x/boxes/{box}/exec", json={}), 403, "permission_denied")
+        check_error(reader.post(f"{base}/images/registries", json={}), 403, "permission_denied")
+        assert reader.get(f"{base}/x/boxes/{box}").json()["id"] == box
+        check_error(full.get(f"/v1/x/boxes/{box}"), 404, "not_found", base)
         assert full.delete(f"{base}/boxes/{box}").status_code == 204
+
+
+async def test_a_key_that_may_only_read_watches(guarded: Served) -> None:
+    async with (
+        RemoteRuntime(guarded.url, KEY, path_prefix="us/team-1") as full,
+        RemoteRuntime(guarded.url, READ_KEY, path_prefix="/us/team-1/") as reader,
+    ):
+        assert (await reader.whoami()).scopes == ("read",)
+        box = await full.create(IMAGE, auto_remove=True)
+        execution = await box.exec("sh", "-c", "echo out; read x; echo $x; exit 3", stdin=True)
+        seen = await (await reader.get(box.id)).attach(execution.id)
+        with pytest.raises(PermissionDeniedError):
+            await (await reader.get(box.id)).run("true")
+        with pytest.raises(PermissionDeniedError):
+            await reader.create(IMAGE)
+        await execution.stdin.write(b"in\n")
+        result = await seen.wait()
+        assert (result.stdout, result.exit_code) == (b"out\nin\n", 3)
+
+
+def test_the_operator_says_what_isolation_is_offered(tmp_path: Path, images: Path) -> None:
+    server = Served(make_home(tmp_path, images), "--isolation", "container")
+    with httpx2.Client(base_url=server.url, timeout=30) as http:
+        assert http.get("/v1/config").json()["isolations"] == ["container"]
+        for body in ({}, {"isolation": "container"}):
+            box = http.post("/v1/boxes", json={"image": IMAGE, **body}).json()
+            assert box["isolation"] == "container"
+            http.delete(f"/v1/boxes/{box['box_id']}")
+        for asked in ("vm", "auto"):
+            answer = http.post("/v1/boxes", json={"image": IMAGE, "isolation": asked})
+            check_error(answer, 400, "unsupported", "isolation", "container")
+        answer = http.post("/v1/boxes", json={"image": IMAGE, "isolation": "none"})
+        check_error(answer, 400, "invalid_argument", "isolation")
+        answer = http.post("/v1/x/boxes", json={"spec": {"image": IMAGE, "isolation": "vm"}})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported"
+        made = http.post("/v1/x/boxes", json={"spec": {"image": IMAGE}}).json()
+        assert made["isolation"] == "container"
+        assert http.delete(f"/v1/x/boxes/{made['id']}").status_code == 200
+        assert http.get("/v1/boxes").json()["boxes"] == []
+    assert server.stop() == 0
 
 
 def test_a_head_that_is_too_large_ends_the_connection(served: Served) -> None:
@@ -295,6 +371,30 @@ def test_a_head_that_is_too_large_ends_the_connection(served: Served) -> None:
                 answer += piece
     assert answer == b"" or (answer.startswith(b"HTTP/1.1 400") and b'"invalid_argument"' in answer)
     assert httpx2.get(f"{served.url}/health").status_code == 200
+
+
+def test_more_connections_than_the_server_takes(tmp_path: Path, images: Path) -> None:
+    server = Served(make_home(tmp_path, images), "--max-connections", "4")
+    with httpx2.Client(base_url=server.url) as http, contextlib.ExitStack() as idle:
+        box = http.post("/v1/boxes", json={"image": IMAGE}).json()["box_id"]
+        assert http.post(f"/v1/boxes/{box}/exec", json={"command": "true"}).status_code == 201
+        for _ in range(3):
+            idle.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+        with httpx2.Client(base_url=server.url) as other:
+            refused = other.get("/v1/boxes")
+            check_error(refused, 429, "resource_exhausted", "connections")
+            assert refused.headers["retry-after"] == "1"
+            upgrade = {
+                "Connection": "Upgrade",
+                "Upgrade": "websocket",
+                "Sec-WebSocket-Version": "13",
+                "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+            }
+            check_error(other.get(f"/v1/boxes/{box}/attach", headers=upgrade), 429, "resource_exhausted")
+        assert http.get("/health").status_code == 200, "who is there already goes on"
+        idle.close()
+        assert http.delete(f"/v1/boxes/{box}", params={"force": "true"}).status_code == 204
+    assert server.stop() == 0
 
 
 def test_a_repeated_request_is_carried_out_once(http: httpx2.Client) -> None:
@@ -327,3 +427,29 @@ def test_a_request_that_is_none_gets_the_envelope(served: Served) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert json.loads(body)["error"]["code"] == "invalid_argument"
+
+
+async def test_the_operators_time_limits_hold_for_every_client(tmp_path: Path, images: Path) -> None:
+    options = ("--exec-timeout", "500ms", "--max-exec-timeout", "2", "--max-transfer", "1g")
+    server = Served(make_home(tmp_path, images), *options)
+    async with RemoteRuntime(server.url) as runtime:
+        box = await runtime.create(IMAGE, auto_remove=True)
+        for timeout in (None, 0.4):
+            result = await box.run("sleep", "60", timeout=timeout)
+            assert (result.timed_out, result.exit_code) == (True, -15)
+        for timeout in (0, 2.5):
+            with pytest.raises(InvalidArgumentError, match="limit of 2 seconds"):
+                await box.run("true", timeout=timeout)
+        await box.files.write("/f", b"x")  # a transfer is no command
+        with httpx2.Client(base_url=server.url, timeout=30) as http:
+            path = f"/v1/boxes/{box.id}/exec"
+            check_error(
+                http.post(path, json={"command": "true", "timeout_seconds": 0}),
+                400,
+                "invalid_argument",
+                "timeout_seconds",
+            )
+            assert http.get("/v1/config").json()["limits"]["exec_timeout_max_seconds"] == 2
+            assert http.get("/v1/config").json()["limits"]["file_transfer_max_bytes"] == 1 << 30
+    assert server.stop() == 0
+    assert not list((server.home / "server").glob("transit-*"))

@@ -20,7 +20,7 @@ from tests.server.conftest import IMAGE
 if TYPE_CHECKING:
     from tests.server.conftest import Served
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance, content_type_conformance]
 
@@ -35,7 +35,8 @@ def test_documented(served: Served, box: str) -> None:
     document = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
     failed = []
     operations = [found.ok() for found in document.get_all_operations()]  # type: ignore[union-attr]  # an Err would raise
-    assert len(operations) > 45
+    assert len(operations) > 85
+    assert {"/v1/x/boxes/{box}/exec", "/v1/boxes/{box_id}/attach"} <= {operation.path for operation in operations}
     for operation in operations:
         try:
             _try(operation, box)
@@ -48,10 +49,18 @@ def _try(operation: Any, box: str) -> None:
     @settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy())
     def attempt(case: Any) -> None:
-        if isinstance(case.body, dict) and isinstance(case.body.get("image"), str) and case.body["image"]:
-            case.body["image"] = IMAGE  # no registry is asked for names made up
-        if "box_id" in case.path_parameters and operation.method != "delete":
-            case.path_parameters["box_id"] = box
+        bodies = [case.body, case.body.get("spec")] if isinstance(case.body, dict) else []
+        for body in bodies:
+            if not isinstance(body, dict):
+                continue
+            for field in ("image", "reference"):
+                if isinstance(body.get(field), str) and body[field]:
+                    body[field] = IMAGE  # no registry is asked for names made up
+            if operation.path.endswith("/bootstrap"):
+                body["flavour"] = "none"  # nor is a mirror
+        for name in ("box", "box_id"):
+            if name in case.path_parameters and operation.method != "delete":
+                case.path_parameters[name] = box
         case.call_and_validate(checks=CHECKS, timeout=20)
 
     attempt()

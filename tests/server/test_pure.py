@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.responses import Response
 
 from hutch.core.idle import Policy, Step, due
 from hutch.core.utf8 import Cutter, whole
-from hutch.errors import ConfigError, InvalidArgumentError
+from hutch.errors import ConfigError, HutchError, InvalidArgumentError
 from hutch.server import policy
+from hutch.server.edge import Edge
 from hutch.server.settings import ServerSettings
 from hutch.server.wire import Receipts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.types import Message, Receive, Scope, Send
 
 
 @given(st.text(), st.lists(st.integers(1, 9)), st.integers(4, 16))
@@ -169,3 +177,31 @@ def test_nobody_waits_for_a_receipt_while_none_can_come() -> None:
         assert not await peer.receipts.alive(0.01)
 
     anyio.run(main)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("path", "field"), [("/v1/boxes", "body_seconds"), ("/v1/boxes/import", "stall_seconds")])
+async def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path, path: str, field: str) -> None:
+    sent: list[Message] = []
+    pieces = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(HutchError):
+            while (await receive()).get("more_body"):
+                pass
+        await Response(status_code=400)(scope, receive, send)
+
+    async def receive() -> Message:
+        if pieces:
+            return pieces.pop()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    edge = Edge(application, ServerSettings(state=tmp_path, **{field: 0.05}))  # type: ignore[arg-type]
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": []}
+    with anyio.fail_after(5):
+        await edge({**scope, "query_string": b""}, receive, send)
+    assert sent[0]["status"] == 408 and b'"code":"timeout"' in sent[1]["body"]

@@ -130,20 +130,21 @@ async def test_an_orderly_end_leaves_boxes_and_commands_alone(tmp_path: Path, im
 
 
 @pytest.fixture
-async def service(tmp_path: Path, images: Path) -> AsyncIterator[Service]:
-    """A server's inside, in this process."""
+async def app(tmp_path: Path, images: Path) -> AsyncIterator[FastAPI]:
+    """A server's application, in this process."""
     home = make_home(tmp_path, images)
     settings = ServerSettings(state=home / "server", sweep_seconds=3600)
     async with LocalRuntime(home) as runtime:
         app = make_app(runtime, settings)
         async with app.router.lifespan_context(app):
-            yield app.state.service
+            yield app
         for info in await runtime.list():
             await runtime.remove(info.id, force=True)
 
 
-async def test_idle_boxes_are_stopped_resumed_and_removed(service: Service) -> None:
-    transport = httpx2.ASGITransport(app=make_app_of(service))
+async def test_idle_boxes_are_stopped_resumed_and_removed(app: FastAPI) -> None:
+    service: Service = app.state.service
+    transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
         body = {"image": IMAGE, "auto_stop": 60, "auto_delete": 120}
         box = (await http.post("/v1/boxes", json=body)).json()["box_id"]
@@ -185,8 +186,42 @@ async def test_idle_boxes_are_stopped_resumed_and_removed(service: Service) -> N
         assert service.marks.boxes() == []
 
 
-def make_app_of(service: Service) -> FastAPI:
-    """The application of a service."""
-    app = make_app(service.backend, service.settings)
-    app.state.service = service
-    return app
+async def test_what_our_own_client_does_is_activity(app: FastAPI) -> None:
+    """Commands and what is typed keep a box alive, looking does not; the operator's idle time holds for its boxes."""
+    service: Service = app.state.service
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+
+        async def post(path: str, **body: object) -> httpx2.Response:
+            return await http.post(f"/v1/x/boxes{path}", json=body)
+
+        made = (await post("", spec={"image": IMAGE, "labels": {"a": "b"}})).json()
+        box, base = made["id"], f"/{made['id']}"
+        assert made["labels"] == (await http.get(f"/v1/x/boxes/{box}")).json()["labels"] == {"a": "b"}
+        assert (await http.get(f"/v1/boxes/{box}")).json()["auto_stop"] == service.settings.auto_stop == 900
+        assert (await post("", spec={"image": IMAGE, "labels": {"hutch.server/auto-stop": "0"}})).status_code == 400
+
+        async def idle(seconds: float) -> str:
+            if (mark := service.marks.get(box)) is not None:
+                mark.at -= seconds
+            await keeper.sweep(service)
+            return str((await http.get(f"/v1/x/boxes/{box}")).json()["state"])
+
+        async def run(exec_id: str, *command: str) -> httpx2.Response:
+            return await post(f"{base}/exec", id=exec_id, command=command)
+
+        assert (await post(f"{base}/start")).status_code == 200
+        assert await idle(600) == "running"
+        assert (await run("a" * 12, "true")).status_code == 200
+        assert await idle(600) == "running"
+        for path in ("", "/stats", "/executions", "/log", "/snapshots"):
+            assert (await http.get(f"/v1/x/boxes/{box}{path}")).status_code == 200
+        assert await idle(301) == "stopped"
+        assert (await run("b" * 12, "true")).status_code == 200, "the next use starts it again"
+        assert await idle(901) == "stopped"
+        # Started and stopped on request: that is another thing than the stop of the idle policy.
+        assert (await post(f"{base}/start")).status_code == 200
+        assert (await post(f"{base}/stop")).status_code == 200
+        refused = await run("c" * 12, "true")
+        assert refused.json()["error"]["code"] == "stopped"
+        assert refused.json()["error"]["request_id"] == refused.headers["x-request-id"]

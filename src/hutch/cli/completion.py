@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hutch.cli.commands import COMMANDS, NOUNS
+from hutch.cli.commands import COMMANDS, NOUNS, find
 from hutch.cli.parser import HELP
 from hutch.cli.shared_options import GLOBAL
 
@@ -18,7 +18,7 @@ _NAMES = {"box": "hutch ls --names", "image": "hutch image ls --names", "volume"
 
 
 def _options(command: Command) -> tuple[Option, ...]:
-    return (*command.options, *GLOBAL, HELP)
+    return (*command.options, *(GLOBAL[:1] if command.here else GLOBAL), HELP)
 
 
 def _verbs(noun: str) -> list[tuple[str, str]]:
@@ -27,7 +27,8 @@ def _verbs(noun: str) -> list[tuple[str, str]]:
 
 def _first_words() -> list[tuple[str, str]]:
     plain = [(name, c.summary) for c in COMMANDS if " " not in c.name for name in (c.name, *c.aliases)]
-    return plain + [(noun, "commands: " + ", ".join(verb for verb, _ in _verbs(noun))) for noun in NOUNS]
+    nouns = [noun for noun in NOUNS if find([noun]) is None]
+    return plain + [(noun, "commands: " + ", ".join(verb for verb, _ in _verbs(noun))) for noun in nouns]
 
 
 def _spelled() -> Iterator[tuple[str, Command]]:
@@ -84,7 +85,7 @@ complete -o filenames -F _hutch hutch
 
 def bash() -> str:
     """The script for bash."""
-    valued = [f"' {name}'" for option in GLOBAL for name in option.names]
+    valued = [f"' {name}'" for option in GLOBAL if option.metavar for name in option.names]
     values, commands = [], []
     for name, command in _spelled():
         for option in _options(command):
@@ -97,12 +98,14 @@ def bash() -> str:
                 values.append(f"        {patterns}) kind={option.complete} ;;")
         flags = " ".join(flag for option in _options(command) for flag in option.names)
         kinds, choices = _bash_kinds(command)
+        choices += "".join(f" {verb}" for verb, _ in _verbs(name))
         commands.append(f"            '{name}') words='{flags}{choices}'; kinds=({kinds}) ;;")
-    for noun in NOUNS:
+    for noun in (noun for noun in NOUNS if find([noun]) is None):
         words = " ".join(verb for verb, _ in _verbs(noun))
         commands.append(f"            '{noun}') words='{words} --help' ;;")
     first = " ".join(word for word, _ in _first_words())
-    commands.append(f"            '') words='{first} --home --version --help' ;;")
+    leading = " ".join(name for option in GLOBAL for name in option.names)
+    commands.append(f"            '') words='{first} {leading} --version --help' ;;")
     return _BASH.format(
         valued="|".join(valued),
         nouns="|".join(f"'{noun} '*" for noun in NOUNS),
@@ -136,14 +139,19 @@ def _zsh_level(function: str, words: list[tuple[str, str]], prefix: str) -> list
     """A function that completes one word of a command and hands over to what comes after it."""
     lines = [f"{function}() {{", "  local state", "  local -a words_here", "  words_here=("]
     lines += [f"    '{word}:{_zsh_text(summary)}'" for word, summary in words]
-    lines += ["  )", "  _arguments -C '--home[home directory]:DIR:_directories' '1: :->word' '*:: :->rest'"]
+    leading = " ".join(map(_zsh_option, GLOBAL))
+    lines += ["  )", f"  _arguments -C {leading} '1: :->word' '*:: :->rest'"]
     lines += ["  case $state in", "    word) _describe command words_here ;;", "    rest) case $words[1] in"]
     for name, command in _spelled():
         if name.startswith(prefix) and " " not in name.removeprefix(prefix):
             specs = " ".join([*map(_zsh_option, _options(command)), *_zsh_arguments(command)])
-            lines.append(f"      {name.removeprefix(prefix)}) _arguments -S {specs} ;;")
+            action = f"_arguments -S {specs}"
+            if verbs := [verb for verb, _ in _verbs(name)]:  # a command, and a noun as well
+                action += f" '1: :({' '.join(verbs)})'"
+                action = f"case $words[2] in {'|'.join(verbs)}) _hutch_{name} ;; *) {action} ;; esac"
+            lines.append(f"      {name.removeprefix(prefix)}) {action} ;;")
     if not prefix:
-        lines += [f"      {noun}) _hutch_{noun} ;;" for noun in NOUNS]
+        lines += [f"      {noun}) _hutch_{noun} ;;" for noun in NOUNS if find([noun]) is None]
     return [*lines, "    esac ;;", "  esac", "}"]
 
 
@@ -196,13 +204,12 @@ function __hutch_only
     test "$words" = "$argv"
 end
 complete -c hutch -f
-complete -c hutch -l home -r -a '(__fish_complete_directories)' -d 'home directory'
 """
 
 
 def fish() -> str:
     """The script for fish."""
-    lines = [_FISH.rstrip("\n")]
+    lines = [_FISH.rstrip("\n"), *(f"complete -c hutch {_fish_option(option)}" for option in GLOBAL)]
     for word, summary in _first_words():
         lines.append(f"complete -c hutch -n '__hutch_only' -a {word} -d {_fish_text(summary)}")
     for noun in NOUNS:
@@ -227,7 +234,7 @@ def _fish_option(option: Option) -> str:
     if option.choices:
         parts.append(f"-x -a '{' '.join(option.choices)}'")
     elif option.metavar:
-        parts.append("-r -F" if option.complete == "file" else "-r")
+        parts.append({"file": "-r -F", "directory": "-r -a '(__fish_complete_directories)'"}.get(option.complete, "-r"))
     return " ".join([*parts, f"-d {_fish_text(option.help)}"])
 
 

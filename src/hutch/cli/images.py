@@ -1,11 +1,12 @@
-"""image pull, ls, inspect, rm, import, bootstrap, prune."""
+"""image pull, ls, inspect, tag, login, logins, logout, rm, import, bootstrap, prune."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from hutch.cli import output
+from hutch.cli import output, terminal
+from hutch.cli.parser import UsageError
 from hutch.cli.progress import Display
 from hutch.errors import HutchError
 
@@ -116,6 +117,56 @@ async def rm(session: Session, args: Arguments) -> int:
             else:
                 for thing in removed:
                     output.line(thing)
+    return int(failed)
+
+
+async def tag(session: Session, args: Arguments) -> int:
+    """Give an image another name."""
+    async with session.runtime() as runtime:
+        await runtime.images.tag(args.image, args.name)
+    output.line(args.name)
+    return 0
+
+
+async def login(session: Session, args: Arguments) -> int:
+    """Keep a login at a registry."""
+    if not args.user:
+        raise UsageError("--user: name the user")
+    password = await terminal.read_secret(f"Password of {args.user} at {args.registry}: ")
+    async with session.runtime() as runtime:
+        made = await runtime.images.login(args.registry, args.user, password, prefix=args.prefix or "")
+    output.line(made.id)
+    return 0
+
+
+async def logins(session: Session, args: Arguments) -> int:
+    """List the logins at registries."""
+    async with session.runtime() as runtime:
+        found = await runtime.images.logins()
+    if args.json:
+        output.json_value(found)
+    elif args.quiet:
+        for one in found:
+            output.line(one.id)
+    else:
+        now = time.time()
+        rows = ((one.id, one.registry, one.prefix, one.username, output.ago(one.created_at, now)) for one in found)
+        output.table(("ID", "REGISTRY", "PREFIX", "USER", "CREATED"), rows)
+    return 0
+
+
+async def logout(session: Session, args: Arguments) -> int:
+    """Forget logins at registries."""
+    failed = False
+    async with session.runtime() as runtime:
+        for one in args.login:
+            try:
+                await runtime.images.logout(one)
+            except HutchError as error:
+                output.error(error)
+                failed = True
+            else:
+                output.line(one)
     return int(failed)
 
 

@@ -71,15 +71,17 @@ def _dispatch(words: Sequence[str]) -> int:
     if not rest:
         sys.stderr.write(_overview(COMMANDS))
         return USAGE_ERROR
-    if rest[0] in NOUNS and find(rest[:1]) is None:
-        return _noun(rest, first.home)
-    command = find(rest[:1])
-    if command is None:
-        return _unknown(rest[0], [name for c in COMMANDS for name in (c.name.split()[0], *c.aliases)])
-    return _command(command, rest[1:], first.home)
+    if rest[0] in NOUNS and (command := find(rest[:2])) is not None:
+        return _command(command, rest[2:], first)
+    if (command := find(rest[:1])) is not None:
+        return _command(command, rest[1:], first)
+    if rest[0] in NOUNS:
+        return _noun(rest)
+    return _unknown(rest[0], [name for c in COMMANDS for name in (c.name.split()[0], *c.aliases)])
 
 
-def _noun(words: list[str], home: str | None) -> int:
+def _noun(words: list[str]) -> int:
+    """A noun without any of its verbs."""
     noun, rest = words[0], words[1:]
     verbs = [command for command in COMMANDS if command.name.startswith(noun + " ")]
     if rest and rest[0] in HELP.names:
@@ -88,24 +90,32 @@ def _noun(words: list[str], home: str | None) -> int:
     if not rest:
         sys.stderr.write(_overview(verbs, f"hutch {noun} COMMAND"))
         return USAGE_ERROR
-    command = find([noun, rest[0]])
-    if command is None:
-        return _unknown(f"{noun} {rest[0]}", [verb.name for verb in verbs])
-    return _command(command, rest[1:], home)
+    return _unknown(f"{noun} {rest[0]}", [verb.name for verb in verbs])
 
 
-def _command(command: Command, words: Sequence[str], home: str | None) -> int:
+def _command(command: Command, words: Sequence[str], first: Arguments) -> int:
+    """``first``: the options before the command's name."""
     try:
         args = parse((*command.options, *GLOBAL), command.arguments, words)
         if args.help:
-            sys.stdout.write(command_help(command, GLOBAL, _width()))
+            sys.stdout.write(command_help(command, GLOBAL[:1] if command.here else GLOBAL, _width()))
             return 0
-        return _run(command, args, args.home or home)
+        for option in GLOBAL:
+            setattr(args, option.key, getattr(args, option.key) or getattr(first, option.key))
+        _check_place(command, args)
+        return _run(command, args)
     except UsageError as error:
         return _usage(f"hutch {command.name}: {error}", f"hutch {command.name} --help", command.usage)
 
 
-def _run(command: Command, args: Arguments, home: str | None) -> int:
+def _check_place(command: Command, args: Arguments) -> None:
+    if args.local and (args.url or args.profile):
+        raise UsageError("--local: cannot be combined with --url or --profile")
+    if command.here and (args.url or args.profile):
+        raise UsageError(f"{'--url' if args.url else '--profile'}: this command is about the machine that it runs on")
+
+
+def _run(command: Command, args: Arguments) -> int:
     # What only a command that really runs needs is imported here, which keeps help and usage errors fast.
     from importlib import import_module
 
@@ -119,7 +129,7 @@ def _run(command: Command, args: Arguments, home: str | None) -> int:
     handler = getattr(import_module(f"hutch.cli.{module}"), function)
 
     async def supervised() -> int:
-        session = Session(home)
+        session = Session(args.home, url=args.url, profile=args.profile, local=args.local or command.here)
         return await session.run(lambda: handler(session, args))
 
     try:
@@ -160,7 +170,7 @@ def _unknown(name: str, known: list[str]) -> int:
     return _usage(f"hutch: unknown command {name!r}{hint}", "hutch --help")
 
 
-def _overview(commands: Sequence[Command], usage: str = "hutch [--home DIR] COMMAND") -> str:
+def _overview(commands: Sequence[Command], usage: str = "hutch [--url URL] COMMAND") -> str:
     parts = [f"Usage: {usage}"]
     if len(commands) == len(COMMANDS):
         parts.append("Run untrusted commands in isolated Linux boxes.")
@@ -172,7 +182,7 @@ def _overview(commands: Sequence[Command], usage: str = "hutch [--home DIR] COMM
     ]
     if len(commands) == len(COMMANDS):
         parts.append("Options:\n" + definitions(options, _width()))
-    parts.append(f"'{usage.replace('[--home DIR] ', '')} --help' tells more about a command.")
+    parts.append(f"'{usage.replace('[--url URL] ', '')} --help' tells more about a command.")
     return "\n\n".join(parts) + "\n"
 
 

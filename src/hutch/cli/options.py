@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -64,6 +65,14 @@ def duration(text: str) -> float:
     if not match:
         raise ValueError(f"{text!r} is not a time; write e.g. 30, 500ms, 5m or 1h")
     return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def this_machine(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def signum(text: str) -> int:

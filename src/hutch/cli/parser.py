@@ -73,7 +73,8 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: ``name`` may have two words; ``handler`` is ``"module:function"``, imported when it runs."""
+    """A command: ``name`` may have two words; ``handler`` is ``"module:function"``, imported when it runs. ``here``: it
+    is about this machine and cannot be asked of a server."""
 
     name: str
     group: str
@@ -84,6 +85,7 @@ class Command:
     examples: tuple[str, ...] = ()
     notes: str = ""
     aliases: tuple[str, ...] = ()
+    here: bool = False
 
     @property
     def usage(self) -> str:

@@ -1,73 +1,131 @@
-"""serve: this machine's boxes over HTTP."""
+"""serve, serve api, serve runner: boxes over HTTP."""
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hutch.cli import options, output
 from hutch.cli.parser import UsageError
 from hutch.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hutch.cli.parser import Arguments
     from hutch.cli.session import Session
+    from hutch.server.serve import Server
+    from hutch.server.settings import ServerSettings
 
 
 async def serve(session: Session, args: Arguments) -> int:
-    """Serve until a signal comes; 0 after an orderly end."""
-    keys = tuple(filter(None, [*args.api_key, os.environ.get("HUTCH_API_KEY", "")]))
-    if not keys and not _loopback(args.host):
+    """Serve this machine's boxes until a signal comes; 0 after an orderly end."""
+    keys = _keys(args)
+    with _packages():
+        from hutch.server.serve import serve_home
+    database = Path(args.database).absolute() if args.database else None
+    settings = _settings(args, keys, state=session.folder / "server", database=database)
+    with contextlib.ExitStack() as stack:
+        await serve_home(session.folder, settings, args.host, args.port, _starter(session, stack, "Hutch", settings))
+    return 0
+
+
+async def api(session: Session, args: Arguments) -> int:
+    """Serve the boxes of runners."""
+    keys, token = _keys(args), _token(args)
+    with _packages():
+        from hutch.fleet.serve import serve_api
+    database = Path(args.database).absolute() if args.database else session.folder / "fleet.db"
+    database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings = _settings(args, keys, state=database.with_name(database.name + ".d"))
+    with contextlib.ExitStack() as stack:
+        started = _starter(session, stack, "Hutch API", settings)
+        await serve_api(database, settings, join_token=token, host=args.host, port=args.port, started=started)
+    return 0
+
+
+async def runner(session: Session, args: Arguments) -> int:
+    """Hold boxes for an API."""
+    token = _token(args)
+    if not args.join:
+        raise UsageError("--join: name the API that the boxes are for")
+    with _packages():
+        from hutch.fleet.serve import serve_runner
+        from hutch.server.settings import ServerSettings
+    settings = ServerSettings(state=session.folder / "server", shutdown_seconds=args.shutdown)
+    with contextlib.ExitStack() as stack:
+        await serve_runner(
+            session.folder,
+            settings,
+            join=args.join,
+            token=token,
+            host=args.host,
+            port=args.port,
+            public_url=args.public_url,
+            started=_starter(session, stack, "Hutch runner"),
+        )
+    return 0
+
+
+def _starter(session: Session, stack: contextlib.ExitStack, what: str, settings: ServerSettings | None = None) -> Any:
+    """What happens once the server listens: signals stop it, and its address is told."""
+
+    def started(server: Server, url: str) -> None:
+        stack.enter_context(session.on_signal(lambda signum: server.stop()))
+        sys.stdout.write(f"{what} serves on {url}\n")
+        sys.stdout.flush()
+        if settings is not None and settings.open:
+            output.note("Without a key: only this machine can connect. Set one with --api-key or HUTCH_API_KEY.")
+
+    return started
+
+
+def _keys(args: Arguments) -> dict[str, tuple[str, ...]]:
+    """The keys, of the options and of the environment. Without any only this machine may be served."""
+    full = tuple(filter(None, args.api_key or [os.environ.get("HUTCH_API_KEY")]))
+    reading = tuple(filter(None, args.read_only_key or [os.environ.get("HUTCH_READ_ONLY_KEY")]))
+    if not full and not options.this_machine(args.host):
         raise UsageError(
             f"--host {args.host}: without a key the server is open to all who can reach it, so it listens on this "
             "machine only; give a key with --api-key or HUTCH_API_KEY"
         )
-    try:
-        from hutch.server.app import make_app
-        from hutch.server.serve import listen, make_server
-        from hutch.server.settings import ServerSettings
-    except ImportError as error:
-        raise ConfigError(
-            f"the server needs packages that are missing ({error}): pip install 'hutch[server]'"
-        ) from None
-    from hutch import Runtime
-    from hutch.runtime.home import default_home
+    return {"api_keys": full, "read_only_keys": reading}
 
-    home = Path(session.home) if session.home else default_home()
-    settings = ServerSettings(
-        state=home / "server",
-        api_keys=keys,
-        read_only_keys=tuple(args.read_only_key),
-        path_prefix=args.path_prefix,
+
+def _token(args: Arguments) -> str:
+    token = args.token or os.environ.get("HUTCH_JOIN_TOKEN")
+    if not token:
+        raise UsageError("--token: give the token that runners join with, here or as HUTCH_JOIN_TOKEN")
+    return str(token)
+
+
+def _settings(args: Arguments, keys: dict[str, tuple[str, ...]], **places: Path | None) -> ServerSettings:
+    from hutch.server.settings import ServerSettings
+
+    chosen: dict[str, Any] = {"isolations": tuple(args.isolation)} if args.isolation else {}
+    return ServerSettings(
+        **places,  # type: ignore[arg-type]  # the state is always among them
+        **keys,  # type: ignore[arg-type]
+        path_prefix=args.path_prefix or "",
         auto_stop=args.auto_stop,
         auto_delete=args.auto_delete,
         exec_timeout=args.exec_timeout,
         max_exec_timeout=args.max_exec_timeout,
+        max_connections=args.max_connections,
+        max_transfer_bytes=args.max_transfer << 30,
+        shutdown_seconds=args.shutdown,
+        **chosen,
     )
-    with listen(args.host, args.port) as listener:
-        async with Runtime.local(home) as runtime:
-            server = make_server(make_app(runtime, settings), settings)
-            with session.on_signal(lambda signum: server.stop()):
-                _announce(listener.getsockname(), settings.open)
-                await server.serve(sockets=[listener])
-    return 0
 
 
-def _announce(address: tuple[str, int], is_open: bool) -> None:
-    host, port = address[:2]
-    name = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"Hutch serves on http://{name}:{port}\n")
-    sys.stdout.flush()
-    if is_open:
-        sys.stderr.write("Without a key: only this machine can connect. Set one with --api-key or HUTCH_API_KEY.\n")
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+@contextlib.contextmanager
+def _packages() -> Iterator[None]:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"the server needs packages that are missing ({error}): pip install 'hutch[server]'"
+        ) from None

@@ -1,8 +1,10 @@
-"""The commands of the server."""
+"""The commands of the server, and those that choose one."""
 
 from __future__ import annotations
 
+from hutch.cli import options
 from hutch.cli.parser import Command, Option
+from hutch.cli.shared_options import JSON
 
 
 def _port(text: str) -> int:
@@ -12,31 +14,101 @@ def _port(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 4_000_000:
-        raise ValueError(f"{text!r} is not a number of seconds")
+    value = options.duration(text)
+    if value > 4_000_000:
+        raise ValueError(f"{text!r} is longer than 4000000 seconds")
     return value
 
+
+def _listen(port: str) -> tuple[Option, ...]:
+    return (
+        Option("--host", "ADDRESS", "where to listen", default="127.0.0.1"),
+        Option("--port", "PORT", "where to listen; 0 chooses one", _port, default=port),
+    )
+
+
+_SHUTDOWN = Option("--shutdown", "SECONDS", "how long an orderly end waits for clients", options.count, default="5")
+_CLIENTS = (
+    Option("--api-key", "KEY", "ask for this key (default $HUTCH_API_KEY, which `ps` does not show)", many=True),
+    Option("--read-only-key", "KEY", "a key that may only read (default $HUTCH_READ_ONLY_KEY)", many=True),
+    Option("--path-prefix", "PREFIX", "serve below /v1/PREFIX"),
+    Option("--auto-stop", "SECONDS", "idle time of boxes that name none, 0 for never", options.count, default="900"),
+    Option("--auto-delete", "SECONDS", "idle time until removal, 0 for never", options.count, default="0"),
+    Option("--exec-timeout", "TIME", "time of commands that name none", _seconds),
+    Option("--max-exec-timeout", "TIME", "the longest time that a command may ask for", _seconds),
+    Option(
+        "--isolation",
+        "KIND",
+        "what clients may choose, the first one for those that do not (default: all)",
+        many=True,
+        choices=("auto", "vm", "container"),
+    ),
+    Option("--max-connections", "N", "connections at most", options.count, default="4096"),
+    Option("--max-transfer", "SIZE", "the largest archive in a request, e.g. 10g", options.disk, default="64g"),
+    _SHUTDOWN,
+)
+_TOKEN = Option("--token", "TOKEN", "what runners join with (default $HUTCH_JOIN_TOKEN, which `ps` does not show)")
 
 SERVER_COMMANDS = (
     Command(
         "serve",
-        "System",
+        "Server",
         "Serve this machine's boxes over HTTP and WebSocket",
         "serve:serve",
         (),
         (
-            Option("--host", "ADDRESS", "where to listen", default="127.0.0.1"),
-            Option("--port", "PORT", "where to listen; 0 chooses one", _port, default="8100"),
-            Option("--api-key", "KEY", "ask for this key (default $HUTCH_API_KEY)", many=True),
-            Option("--read-only-key", "KEY", "a key that may only read", many=True),
-            Option("--path-prefix", "PREFIX", "serve below /v1/PREFIX", default=""),
-            Option("--auto-stop", "SECONDS", "idle time of boxes that name none, 0 for never", int, default="900"),
-            Option("--auto-delete", "SECONDS", "idle time until removal, 0 for never", int, default="0"),
-            Option("--exec-timeout", "SECONDS", "time of commands that name none", _seconds),
-            Option("--max-exec-timeout", "SECONDS", "the longest time that a command may ask for", _seconds),
+            *_listen("8100"),
+            Option("--database", "FILE", "the server's own records (default HOME/server/server.db)", complete="file"),
+            *_CLIENTS,
         ),
         ("HUTCH_API_KEY=… hutch serve --host 0.0.0.0",),
-        notes="Without a key it listens on this machine only. Boxes go on when the server ends, and are found again.",
+        notes="Without a key it listens on this machine only. Boxes go on when the server ends, and are found again. "
+        "`hutch serve api` and `hutch serve runner` are the two halves of it, for several machines.",
+        here=True,
     ),
+    Command(
+        "serve api",
+        "Server",
+        "Serve the boxes of runners, which join",
+        "serve:api",
+        (),
+        (
+            *_listen("8100"),
+            Option("--database", "FILE", "where boxes are, and more (default HOME/fleet.db)", complete="file"),
+            _TOKEN,
+            *_CLIENTS,
+        ),
+        ("HUTCH_API_KEY=… HUTCH_JOIN_TOKEN=… hutch serve api --host 0.0.0.0",),
+        notes="It holds no box itself: without a runner none can be made.",
+        here=True,
+    ),
+    Command(
+        "serve runner",
+        "Server",
+        "Hold boxes for an API",
+        "serve:runner",
+        (),
+        (
+            Option("--join", "URL", "the API"),
+            _TOKEN,
+            *_listen("8101"),
+            Option("--public-url", "URL", "how the API reaches this runner, if not by --host and --port"),
+            _SHUTDOWN,
+        ),
+        ("HUTCH_JOIN_TOKEN=… hutch serve runner --join https://hutch.example --host 10.0.0.2",),
+        here=True,
+    ),
+    Command(
+        "auth login",
+        "Server",
+        "Store a server and the key for it, which is asked for or read from standard input",
+        "auth:login",
+        (),
+        (Option("--path-prefix", "PREFIX", "what the server's paths have after /v1/ (default: it is asked)"),),
+        ("hutch auth login --url https://hutch.example", "hutch auth login --url http://localhost:8100 < key"),
+        notes="From then on commands are about the boxes of that server; --local is about those of this machine.",
+    ),
+    Command("auth logout", "Server", "Forget a stored server and its key", "auth:logout"),
+    Command("auth status", "Server", "Say which server commands go to, and why", "auth:status", (), (JSON,)),
+    Command("auth whoami", "Server", "Ask the server whose key this is", "auth:whoami", (), (JSON,)),
 )

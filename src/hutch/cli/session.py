@@ -1,18 +1,25 @@
-"""What every command gets: where the home is, the signals of this process, and a way to open the runtime."""
+"""What every command gets: where the boxes are, the signals of this process, and a way to open the runtime."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
+from hutch.cli.credentials import choose
+from hutch.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from hutch.cli.credentials import Target
+    from hutch.runtime import LocalRuntime
     from hutch.sdk.base import Runtime
+    from hutch.sdk.remote import RemoteRuntime
 
     Handler = Callable[[int], object]
 
@@ -26,18 +33,44 @@ class Session:
     tear-down runs before the process ends with 128+N. A second one does not wait for the tear-down.
     """
 
-    def __init__(self, home: str | None) -> None:
+    def __init__(
+        self, home: str | None, *, url: str | None = None, profile: str | None = None, local: bool = False
+    ) -> None:
+        """The arguments are the options of these names."""
         self.home = home
+        self.url = url
+        self.profile = profile
+        self.local = local
         self.signal: int | None = None
         self._scope = anyio.CancelScope()
         self._handlers: list[Handler] = [self._leave]
 
+    @property
+    def folder(self) -> Path:
+        """The home directory. Raises `ConfigError` for a relative one."""
+        from hutch.runtime.home import default_home
+
+        folder = Path(self.home) if self.home else default_home()
+        if not folder.is_absolute():
+            raise ConfigError(f"the home directory {str(folder)!r} must be an absolute path")
+        return folder
+
+    def target(self) -> Target | None:
+        """The server whose boxes the command is about; ``None``: those of this machine."""
+        return choose(self.folder, url=self.url, profile=self.profile, local=self.local)
+
     @asynccontextmanager
     async def runtime(self) -> AsyncIterator[Runtime]:
-        """Open the runtime on the home."""
+        """Open the runtime: the server's, or the one on the home."""
         from hutch import Runtime
 
-        async with Runtime.local(self.home) as runtime:
+        opened: LocalRuntime | RemoteRuntime
+        if (target := self.target()) is None:
+            opened = Runtime.local(self.home)
+        else:
+            server = target.profile
+            opened = Runtime.connect(server.url, server.api_key, path_prefix=server.path_prefix)
+        async with opened as runtime:
             yield runtime
 
     @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hutch.cli.parser import Argument, Option
 
+# The first one is for commands that are about this machine, too.
 GLOBAL = (
     Option(
         "--home",
@@ -11,6 +12,9 @@ GLOBAL = (
         "where boxes and images are kept (default $HUTCH_HOME or ~/.hutch)",
         complete="directory",
     ),
+    Option("--url", "URL", "the boxes of this server (default $HUTCH_URL, else the profile's)"),
+    Option("--profile", "NAME", "a server that `hutch auth login` has stored (default $HUTCH_PROFILE)"),
+    Option("--local", "", "the boxes of this machine, whatever is stored"),
 )
 
 JSON = Option("--json", "", "print JSON")

@@ -63,6 +63,43 @@ STORE_COMMANDS = (
         (Argument("IMAGE", "references or digests", many=True, complete="image"),),
     ),
     Command(
+        "image tag",
+        "Images",
+        "Give an image another name",
+        "images:tag",
+        (
+            Argument("IMAGE", "reference or digest", complete="image"),
+            Argument("NAME", "the name; an image that has it loses it"),
+        ),
+    ),
+    Command(
+        "image login",
+        "Images",
+        "Keep a login for pulls from a registry; the password is asked for or read from standard input",
+        "images:login",
+        (Argument("REGISTRY", "host[:port]; docker.io is Docker Hub"),),
+        (
+            Option("-u --user", "NAME", "user name"),
+            Option("--prefix", "PATH", "only for the repositories below this path"),
+        ),
+        ("hutch image login -u ann registry.example:5000 < token",),
+    ),
+    Command(
+        "image logins",
+        "Images",
+        "List the logins that are kept",
+        "images:logins",
+        (),
+        (Option("-q --quiet", "", "print ids only"), JSON),
+    ),
+    Command(
+        "image logout",
+        "Images",
+        "Forget logins",
+        "images:logout",
+        (Argument("LOGIN", "ids of logins", many=True),),
+    ),
+    Command(
         "image rm",
         "Images",
         "Remove images",
@@ -138,6 +175,7 @@ STORE_COMMANDS = (
         "system:doctor",
         (),
         (JSON,),
+        here=True,
     ),
     Command(
         "completion",
@@ -147,5 +185,6 @@ STORE_COMMANDS = (
         (Argument("SHELL", "bash, zsh or fish", choices=("bash", "zsh", "fish")),),
         (),
         ('eval "$(hutch completion bash)"', "hutch completion fish > ~/.config/fish/completions/hutch.fish"),
+        here=True,
     ),
 )

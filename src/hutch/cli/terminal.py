@@ -72,6 +72,24 @@ def raw(fd: int) -> Iterator[None]:
             termios.tcsetattr(fd, termios.TCSADRAIN, saved)
 
 
+@contextmanager
+def hidden(fd: int, prompt: str) -> Iterator[None]:
+    """Show a prompt, and not what is typed, for the time of the block. Nothing happens when it is no terminal."""
+    if not os.isatty(fd):
+        yield
+        return
+    saved = termios.tcgetattr(fd)
+    silent = [*saved[:3], saved[3] & ~termios.ECHO, *saved[4:]]
+    os.write(STDERR, prompt.encode())
+    try:
+        termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
+        yield
+    finally:
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(fd, termios.TCSADRAIN, saved)
+        os.write(STDERR, b"\n")
+
+
 def size(fd: int) -> tuple[int, int]:
     """Rows and columns of a terminal; 24×80 for one that does not know."""
     with contextlib.suppress(OSError):
@@ -107,6 +125,17 @@ async def read(fd: int) -> AsyncIterator[bytes]:
         if not data:
             return
         yield data
+
+
+async def read_secret(prompt: str, limit: int = 64 << 10) -> str:
+    """A line of standard input, which a terminal does not show."""
+    line = b""
+    with hidden(STDIN, prompt):
+        async for piece in read(STDIN):
+            line += piece
+            if b"\n" in line or len(line) > limit:
+                break
+    return line.partition(b"\n")[0].decode("utf-8", "replace").strip()
 
 
 async def write(fd: int, data: bytes) -> None:

@@ -198,7 +198,7 @@ class Eof(msgspec.Struct, frozen=True):
 
 
 class Exited(msgspec.Struct, frozen=True):
-    """The process was reaped."""
+    """The process was reaped. ``oom_killed`` is added by the relay beside the box, which sees its control group."""
 
     status: int
     timed_out: bool
@@ -206,6 +206,7 @@ class Exited(msgspec.Struct, frozen=True):
     user: float
     system: float
     max_rss: int
+    oom_killed: bool = False
 
 
 class StdinCredit(msgspec.Struct, frozen=True):
@@ -223,6 +224,8 @@ Answer = Hello | Started | Attached | Failed | Ok | ShmOk | Execs | AgentStats
 
 _RECORD = struct.Struct("<12sBBHIiQQ")
 _EXITED = struct.Struct("<iBxxxQQQQ")
+EXIT_FLAGS, EXIT_OOM = 4, 2
+"""Where the flags are in the payload of EXITED, and the one for a process that memory ran out for."""
 _U64 = struct.Struct("<Q")
 _DATA_HEAD = _U64.size
 
@@ -413,7 +416,7 @@ def _eof(frame: Frame) -> Eof:
 
 def _exited(frame: Frame) -> Exited:
     status, flags, time, user, system, rss = _EXITED.unpack(frame.payload)
-    return Exited(status, bool(flags & 1), time / 1e9, user / 1e6, system / 1e6, rss)
+    return Exited(status, bool(flags & 1), time / 1e9, user / 1e6, system / 1e6, rss, bool(flags & EXIT_OOM))
 
 
 _ANSWERS: dict[int, Callable[[Frame], Answer]] = {

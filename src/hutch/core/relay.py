@@ -2,18 +2,18 @@
 
 A relay serves one watcher of one execution. It looks at the headers of frames and at nothing else: `Upward` lets
 through what a watcher may ask of its own execution, `Downward` what the agent says about it. Whole frames come out,
-in order, unchanged.
+in order, unchanged but for one flag.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from hutch.core.agentproto import Reply, Request
+from hutch.core.agentproto import EXIT_FLAGS, EXIT_OOM, Reply, Request
 from hutch.core.frames import HEADER, MAX_PAYLOAD, FrameError, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SUBPROTOCOL = "hutch.agent.v1"
 """The WebSocket sub-protocol: binary messages that hold whole frames of the agent protocol, version 1."""
@@ -40,6 +40,8 @@ _UP = frozenset(
     }
 )
 _READING = frozenset({Request.ATTACH, Request.DETACH, Request.ACK})
+# What somebody does, as against what a client does by itself.
+_USE = frozenset({Request.STDIN, Request.STDIN_EOF, Request.SIGNAL, Request.RESIZE})
 _REPLIES = frozenset({Reply.ATTACHED, Reply.OK, Reply.FAILED})
 _EVENTS = frozenset({Reply.DATA, Reply.GAP, Reply.EOF, Reply.EXITED, Reply.STDIN_CREDIT, Reply.STDIN_CLOSED})
 _FEATURES = slice(8, 12)
@@ -71,14 +73,22 @@ class _Cutter:
 class Upward:
     """From a watcher to the agent."""
 
-    def __init__(self, exec_id: str, hello: bytes, *, reading: bool = False) -> None:
-        """``hello`` is the payload of the agent's HELLO_OK; ``reading``: the watcher may look and do nothing else."""
+    def __init__(
+        self,
+        exec_id: str,
+        hello: bytes | None,
+        used: Callable[[], object] = lambda: None,
+        *,
+        reading: bool = False,
+    ) -> None:
+        """``hello`` is the payload of the agent's HELLO_OK; without it HELLO and PING are answered by the next relay.
+        ``used`` is called when the command gets something from the watcher. ``reading``: the watcher may look and do
+        nothing else."""
         self._allowed = _READING if reading else _UP
+        self._used = used
         self._id = exec_id.encode("ascii").ljust(12, b"\0")
         # Shared memory cannot travel.
-        masked = bytearray(hello)
-        masked[_FEATURES] = bytes(4)
-        self._hello = bytes(masked)
+        self._hello = None if hello is None else hello[: _FEATURES.start] + bytes(4) + hello[_FEATURES.stop :]
         self._cutter = _Cutter()
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
@@ -89,11 +99,16 @@ class Upward:
         buffer, headers = self._cutter.cut(data)
         onward, answers = bytearray(), bytearray()
         for header in headers:
-            if header.type == Request.HELLO:
-                answers += encode(Reply.HELLO_OK, self._hello, req=header.req)
-            elif header.type == Request.PING:
-                answers += encode(Reply.PONG, buffer[header.start + HEADER.size : header.end], req=header.req)
+            if header.type in (Request.HELLO, Request.PING):
+                if self._hello is None:
+                    onward += memoryview(buffer)[header.start : header.end]
+                elif header.type == Request.HELLO:
+                    answers += encode(Reply.HELLO_OK, self._hello, req=header.req)
+                else:
+                    answers += encode(Reply.PONG, buffer[header.start + HEADER.size : header.end], req=header.req)
             elif header.type in self._allowed and header.exec_id == self._id:
+                if header.type in _USE:
+                    self._used()
                 onward += memoryview(buffer)[header.start : header.end]
             else:
                 raise FrameError(f"a frame of type {header.type} is none that a watcher may send")
@@ -101,9 +116,11 @@ class Upward:
 
 
 class Downward:
-    """From the agent to a watcher."""
+    """From the agent to a watcher. ``oom_killed`` is asked at the end of the execution: the one thing about it that
+    the agent does not know, and that is added to its notice."""
 
-    def __init__(self, exec_id: str) -> None:
+    def __init__(self, exec_id: str, oom_killed: Callable[[], bool] = lambda: False) -> None:
+        self._oom_killed = oom_killed
         self._id = exec_id.encode("ascii").ljust(12, b"\0")
         self._cutter = _Cutter()
 
@@ -113,11 +130,20 @@ class Downward:
         buffer, headers = self._cutter.cut(data)
         for header in headers:
             if header.type in _EVENTS and header.exec_id == self._id:
+                if header.type == Reply.EXITED and self._oom_killed():
+                    buffer = _flagged(buffer, header)
                 continue
             if header.type in _REPLIES and header.req:
                 continue
             raise FrameError(f"the agent sent a frame of type {header.type} that this watcher did not ask for")
         return buffer[: headers[-1].end] if headers else b""
+
+
+def _flagged(buffer: bytes, exited: _Header) -> bytes:
+    place = exited.start + HEADER.size + EXIT_FLAGS
+    if place >= exited.end:
+        raise FrameError("a notice of the end that is too short")
+    return buffer[:place] + bytes((buffer[place] | EXIT_OOM,)) + buffer[place + 1 :]
 
 
 def _headers(buffer: bytes) -> Iterator[_Header]:

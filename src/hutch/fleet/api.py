@@ -24,7 +24,8 @@ def with_door(app: ASGIApp, fleet: FleetRuntime, join_token: str) -> ASGIApp:
         await fleet.report(loads(call.body, Registration))
         return None
 
-    door = Guard(Starlette(routes=[route("POST", REGISTER, report)]), join_token)
+    reports = route("POST", REGISTER, report, "A report of a runner", takes=Registration)
+    door = Guard(Starlette(routes=[reports]), join_token)
 
     async def choose(scope: Scope, receive: Receive, send: Send) -> None:
         await (door if scope.get("path") == REGISTER else app)(scope, receive, send)

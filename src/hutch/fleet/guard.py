@@ -5,10 +5,8 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING
 
-from starlette.responses import Response
-
 from hutch.errors import UnauthenticatedError
-from hutch.sdk.remote_wire import dumps, error_body
+from hutch.server.envelope import envelope, request_id
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,7 +24,6 @@ class Guard:
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self._expected):
                 error = UnauthenticatedError("the token is missing or not accepted")
-                response = Response(dumps(error_body(error)), error.status, media_type="application/json")
-                await response(scope, receive, send)
+                await envelope(error, request_id(scope))(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hutch.errors import NotFoundError, UpstreamUnavailableError
+from hutch.image.logins import added, make, removed
 from hutch.runtime.checks import check_name, quoted
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from hutch.fleet.registry import Registry
     from hutch.fleet.runners import Runners
     from hutch.sdk.remote_library import RemoteVolumes
-    from hutch.types import ImageInfo, Progress, VolumeInfo
+    from hutch.types import ImageInfo, LoginInfo, Progress, VolumeInfo
 
 
 class FleetImages:
     """Implements `hutch.sdk.base.Images`: what comes, comes to every runner that is there."""
 
-    def __init__(self, runners: Runners) -> None:
+    def __init__(self, runners: Runners, registry: Registry) -> None:
         self._runners = runners
+        self._registry = registry
 
     async def pull(
         self,
@@ -96,6 +99,36 @@ class FleetImages:
         if removed is None:
             raise NotFoundError(f"image {quoted(reference)} is on no runner")
         return removed
+
+    async def tag(self, reference: str, name: str) -> ImageInfo:
+        """Give an image another name on every runner that has it. Raises `NotFoundError`."""
+        tagged: ImageInfo | None = None
+        for runner in self._runners.alive():
+            try:
+                tagged = await runner.images.tag(reference, name)
+            except NotFoundError:
+                continue
+        if tagged is None:
+            raise NotFoundError(f"image {quoted(reference)} is on no runner")
+        return tagged
+
+    async def login(self, registry: str, username: str, password: str, *, prefix: str = "") -> LoginInfo:
+        """Keep a login for the pulls of all runners. Raises `AlreadyExistsError`."""
+        entry = make(registry, username, password, prefix)
+        added(self._registry.logins(), entry)
+        self._registry.save_login(entry)
+        await self._runners.tell_logins()
+        return entry.info
+
+    async def logins(self) -> builtins.list[LoginInfo]:
+        """List the logins that are kept, without their passwords."""
+        return [entry.info for entry in self._registry.logins()]
+
+    async def logout(self, login_id: str) -> None:
+        """Forget a login, on all runners. Raises `NotFoundError`."""
+        removed(self._registry.logins(), login_id)
+        self._registry.remove_login(login_id)
+        await self._runners.tell_logins()
 
     async def prune(self, *, all: bool = False) -> int:
         """Delete what no box uses; returns the bytes freed on all runners."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from hutch.errors import AlreadyExistsError, DatabaseError, InvalidArgumentError, NotFoundError
+from hutch.image.logins import Entry
 from hutch.runtime.checks import quoted
 from hutch.types import BoxInfo
 
@@ -20,6 +21,7 @@ CREATE TABLE IF NOT EXISTS runner (id TEXT PRIMARY KEY, url TEXT NOT NULL, token
 CREATE TABLE IF NOT EXISTS box (
     id TEXT PRIMARY KEY, name TEXT UNIQUE, runner TEXT NOT NULL, info TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS login (id TEXT PRIMARY KEY, entry TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS volume (name TEXT PRIMARY KEY, runner TEXT NOT NULL) STRICT;
 """
 
@@ -36,7 +38,7 @@ class Registry:
 
     def __init__(self, path: Path) -> None:
         try:
-            # It holds the runners' tokens.
+            # It holds the runners' tokens and the passwords of registries.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; {_SCHEMA}")
@@ -93,6 +95,19 @@ class Registry:
         if len(rows) > 1 and box not in (rows[0].info.name, rows[0].info.id):
             raise InvalidArgumentError(f"{quoted(box)} is the beginning of several box ids; give more of it")
         return rows[0]
+
+    def logins(self) -> list[Entry]:
+        """All logins at registries, oldest first."""
+        rows = self._db.execute("SELECT entry FROM login ORDER BY rowid")
+        return [msgspec.json.decode(entry, type=Entry) for (entry,) in rows]
+
+    def save_login(self, entry: Entry) -> None:
+        """Keep a login."""
+        self._db.execute("INSERT INTO login VALUES (?, ?)", (entry.info.id, msgspec.json.encode(entry).decode()))
+
+    def remove_login(self, login_id: str) -> None:
+        """Forget a login."""
+        self._db.execute("DELETE FROM login WHERE id = ?", (login_id,))
 
     def volumes(self) -> dict[str, str]:
         """All volumes: the runner of each name."""

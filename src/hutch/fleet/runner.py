@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import time
+from types import NoneType
 from typing import TYPE_CHECKING
 
 import anyio
@@ -15,9 +16,14 @@ from starlette.applications import Starlette
 from hutch.errors import HutchError, MetadataError
 from hutch.fleet.guard import Guard
 from hutch.fleet.wire import REGISTER, Registration
+from hutch.image.logins import Entry
 from hutch.runtime.home import new_id
 from hutch.sdk.remote_http import Http
+from hutch.sdk.remote_wire import loads
 from hutch.server import relay
+from hutch.server.answers import Call, route
+from hutch.server.rules import Rules
+from hutch.server.transit import Transit
 from hutch.types import BoxState
 
 if TYPE_CHECKING:
@@ -37,17 +43,28 @@ _FIRST_PAUSE = 0.2
 def make_app(runtime: LocalRuntime) -> ASGIApp:
     """The runner's application: ``/v1/x`` and the relay, for whoever has its token."""
     _, token = identity(runtime.home.root)
-    journal = Journal(runtime.home.root / "journal")
-    return Guard(Starlette(routes=relay.routes(runtime, journal.created)), token)
+    archives = runtime.home.root / "transit"
+    archives.mkdir(mode=0o700, exist_ok=True)
+    transit = Transit(archives)
+    transit.clear()
+    journal = Journal(runtime.home.root / "journal", transit)
+
+    async def set_logins(call: Call) -> object:
+        await runtime.images.set_logins(loads(call.body, list[Entry]))
+        return None
+
+    own = route("PUT", "/v1/x/logins", set_logins, "Replace the logins", takes=list[Entry], gives=NoneType)
+    return Guard(Starlette(routes=[own, *relay.routes(runtime, journal)]), token)
 
 
-class Journal:
+class Journal(Rules):
     """One line for each box that was made here, as JSON: the proof of where a box is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, transit: Transit) -> None:
+        super().__init__(transit)
         self._path = path
 
-    def created(self, info: BoxInfo) -> None:
+    def made(self, info: BoxInfo) -> None:
         """Note a box."""
         line = json.dumps({"time": time.time(), "event": "created", "box": info.id, "name": info.name}) + "\n"
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

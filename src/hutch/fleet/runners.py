@@ -55,7 +55,8 @@ class Runner(RemoteRuntime):
         self._registry.remove_box(box_id)
 
     async def reconcile(self) -> None:
-        """Learn what happened on the runner while we were away."""
+        """Learn what happened on the runner while we were away, and tell it what it missed."""
+        await self.images.set_logins(self._registry.logins())
         there = {info.id: info for info in await self.list()}
         for place in self._registry.boxes(self.id):
             if place.info.id not in there:
@@ -107,6 +108,15 @@ class Runners:
         if not found:
             raise EngineError("no runner is there to hold a box; start one with 'hutch serve runner'")
         return found
+
+    async def tell_logins(self) -> None:
+        """Let all runners that are there know the logins at registries; others learn them when they report again."""
+        for runner in self._runners.values():
+            try:
+                if runner.alive:
+                    await runner.images.set_logins(self._registry.logins())
+            except UpstreamUnavailableError:
+                runner.seen = float("-inf")
 
     def all(self) -> Sequence[Runner]:
         """All of them."""

@@ -54,7 +54,7 @@ class FleetRuntime:
         await self._root.__aenter__()
         self._tasks: TaskGroup = await self._root.start(_hold_tasks)
         self.runners = Runners(self.registry, self._tasks)
-        self.images = FleetImages(self.runners)
+        self.images = FleetImages(self.runners, self.registry)
         self.volumes = FleetVolumes(self.runners, self.registry)
         await self.runners.restore()
         return self

@@ -36,12 +36,14 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``mirrors`` maps a registry's domain to addresses (``[http[s]://]host[:port][/prefix]``) that are tried in order
     before the registry itself. ``insecure`` are the ``host[:port]`` that may be spoken to in plain http; loopback
     addresses always may. ``credentials`` maps ``host[:port]`` (``docker.io`` for Docker Hub) to a login; what is not
-    there is looked up in ``docker_config``. Times are seconds, sizes bytes; the sizes bound one layer.
+    there is looked up in the file ``logins`` (`hutch.image.logins`), and then in ``docker_config``. Times are
+    seconds, sizes bytes; the sizes bound one layer.
     """
 
     mirrors: dict[str, list[str]] = {}
     insecure: frozenset[str] = frozenset()
     credentials: dict[str, Credential] = {}
+    logins: Path | None = None
     docker_config: Path | None = Path("~/.docker/config.json")
     connect_timeout: float = 10.0
     read_timeout: float = 30.0
@@ -50,13 +52,18 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_layer_bytes: int = 20 << 30
     max_layer_entries: int = 2_000_000
 
-    def credential(self, host: str) -> Credential | None:
-        """Return the login for ``host[:port]``; ``None`` means anonymous.
+    def credential(self, host: str, repository: str = "") -> Credential | None:
+        """Return the login for a repository at ``host[:port]``; ``None`` means anonymous.
 
-        Raises `ConfigError` for a Docker config file that cannot be understood.
+        Raises `ConfigError` for a file of logins that cannot be understood.
         """
         if host in self.credentials:
             return self.credentials[host]
+        if self.logins is not None:
+            from hutch.image.logins import Logins
+
+            if (found := Logins(self.logins).find(host, repository)) is not None:
+                return found
         return _docker_login(self.docker_config.expanduser(), host) if self.docker_config else None
 
     def plain_http(self, host: str) -> bool:

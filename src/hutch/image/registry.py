@@ -206,7 +206,8 @@ class _Host:
                     raise ImageError("plain http is allowed to loopback and `insecure` hosts only")
                 origin = httpx2.URL(f"{scheme}://{self.name}")
                 key = DEFAULT_DOMAIN if self.name == _HUB else self.name
-                self._login = Login(origin, self._repository, self._config.credential(key), self._fetch)
+                credential = self._config.credential(key, self._repository)
+                self._login = Login(origin, self._repository, credential, self._fetch)
             return self._login
 
     async def _probe(self) -> str:

@@ -181,6 +181,20 @@ class ImageStore:
                 raise ImageError(f"image {image.digest}: the layer {path.parent.name} is missing; pull it again")
         return paths
 
+    async def tag(self, reference: str, name: str) -> ImageInfo:
+        """Give an image another name, which another image loses if it has it. Returns the image.
+
+        Raises `NotFoundError`; `InvalidArgumentError` for a name that is none, or has a digest.
+        """
+        new = ociref.parse(name)
+        if new.digest:
+            raise InvalidArgumentError(f"{name[:300]!r} has a digest; a name has a tag only")
+        await self._prepare()
+        async with self._disk.index_lock():
+            info, _ = self._find(reference)
+            self._disk.write_references({**self._disk.references(), str(new): info.digest})
+        return self._disk.with_names(info)
+
     async def remove(self, reference: str, *, in_use: Container[str] = ()) -> Sequence[str]:
         """Remove a name, and with its last name the image; by digest: the image with all its names.
 

@@ -366,17 +366,19 @@ class LocalBox:
         linger: float | None = 0.3,
         file_op: proto.FileOp | None = None,
         path: str = "",
-    ) -> int:
+    ) -> tuple[int, int | None]:
         """Start a command (or a file operation) under an id of the caller's choice, without watching it, and return
-        its pid: what a server does for its clients. The same id twice starts nothing twice: that raises
-        `InvalidStateError`."""
+        its pid and what `oom_kills` was before: what a server does for its clients. The same id twice starts nothing
+        twice: that raises `InvalidStateError`."""
         if not ids.is_id(exec_id):
             raise InvalidArgumentError(f"{quoted(exec_id)} is not an execution id: {ids.LENGTH} letters and digits")
         check_start(command, env, cwd, user, timeout, kill_after, linger, file_op)
         if tty is not None:
             check_size(*tty)
+        channel = await self._lives.channel(self.id)
+        before = self.oom_kills()
         pid, _ = await self._request_start(
-            await self._lives.channel(self.id),
+            channel,
             exec_id,
             command,
             env=env,
@@ -390,7 +392,13 @@ class LocalBox:
             file_op=file_op,
             path=path,
         )
-        return pid
+        return pid, before
+
+    def oom_kills(self) -> int | None:
+        """How often the kernel has ended a process of the running box for want of memory; ``None`` where no limit is
+        enforced."""
+        self._counts_oom = self._lives.settings(self.id).spec.limits.memory_mib is not None
+        return self._oom_kills(self._runtime.home.box(self.id))
 
     async def connect_agent(self, exec_id: str) -> socket.socket:
         """Return a connected, non-blocking socket to the agent, for one watcher of an execution that exists. Raises

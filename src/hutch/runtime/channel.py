@@ -257,12 +257,17 @@ class AgentChannel(Channel):
             sent = self._socket.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
-        except OSError as error:
-            self._fail(error)
-            return
+        except OSError:
+            return  # the agent has gone; what it said before is still there to be read, up to the end
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
             self._loop.add_writer(self._socket, self._on_writable)
+
+    def drain(self) -> None:
+        """The agent has gone: take what it said before, and close."""
+        while not self.closed and self._readable():
+            pass
+        self.close()
 
     # Private methods: the socket.
 
@@ -271,30 +276,31 @@ class AgentChannel(Channel):
             sent = self._socket.send(self._unsent)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError as error:
-            self._fail(error)
-            return
+        except OSError:  # as in `send`
+            sent = len(self._unsent)
         del self._unsent[:sent]
         if not self._unsent:
             self._loop.remove_writer(self._socket)
 
     def _on_readable(self) -> None:
         for _ in range(_READS_PER_TURN):
-            if self.closed:
+            if self.closed or not self._readable():
                 return
-            try:
-                size = self._receive()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                self._fail(error)
-                return
-            if not size:
-                self._fail(None)
-                return
-            self._received(self._view[:size])
-            if size < _READ_SIZE:
-                return
+
+    def _readable(self) -> bool:
+        """Read once; whether there may be more."""
+        try:
+            size = self._receive()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            self._fail(error)
+            return False
+        if not size:
+            self._fail(None)
+            return False
+        self._received(self._view[:size])
+        return size == _READ_SIZE
 
     def _receive(self) -> int:
         if not self._windows:

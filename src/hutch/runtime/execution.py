@@ -413,7 +413,7 @@ class LocalExecution:
             truncated=bool(overflow) or self._machine.incomplete,
             dropped=dropped + overflow,
             lingering=self._machine.lingering,
-            oom_killed=self._oom_killed,
+            oom_killed=self._oom_killed or exit.oom_killed,
             duration=self._duration,
             user_seconds=exit.user,
             system_seconds=exit.system,

@@ -2,6 +2,7 @@
 
 hutch.db              records
 images/               the image store
+registries.json       logins at registries
 boxes/<id>/           one box: upper/ work/ (or disk.img) run/ main.log.0 main.log.1 exit
 disks/<id>-box        frozen layers of boxes: owners on disk are those of the box
 disks/<id>-image      the same, with the owners of an image (from an import)
@@ -68,6 +69,11 @@ class Home(msgspec.Struct, frozen=True):
     def images(self) -> Path:
         """The image store."""
         return self.root / "images"
+
+    @property
+    def logins(self) -> Path:
+        """Logins at registries, which only the owner can read."""
+        return self.root / "registries.json"
 
     @property
     def boxes(self) -> Path:

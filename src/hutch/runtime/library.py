@@ -9,17 +9,20 @@ import anyio
 
 from hutch.core import ids
 from hutch.errors import InvalidStateError, NotFoundError
+from hutch.image.logins import Logins, make
 from hutch.runtime.checks import check_name, check_path, quoted
 from hutch.runtime.home import new_id
 from hutch.state import VolumeRecord
 from hutch.types import VolumeInfo
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from hutch.image.logins import Entry
     from hutch.runtime.runtime import LocalRuntime
-    from hutch.types import ImageInfo, Progress
+    from hutch.types import ImageInfo, LoginInfo, Progress
 
 
 class LocalImages:
@@ -27,6 +30,7 @@ class LocalImages:
 
     def __init__(self, runtime: LocalRuntime) -> None:
         self._store = runtime.image_store
+        self._logins = Logins(runtime.home.logins)
         self._records = runtime.store
 
     async def pull(
@@ -81,6 +85,26 @@ class LocalImages:
     async def list(self) -> list[ImageInfo]:
         """List the local images."""
         return self._store.list()
+
+    async def tag(self, reference: str, name: str) -> ImageInfo:
+        """Give an image another name; one that has that name loses it. Raises `NotFoundError`."""
+        return await self._store.tag(check_name("the image", reference), check_name("the name", name))
+
+    async def login(self, registry: str, username: str, password: str, *, prefix: str = "") -> LoginInfo:
+        """Keep a login, for pulls from a registry (and below a prefix of repositories). Raises `AlreadyExistsError`."""
+        return await self._logins.add(make(registry, username, password, prefix))
+
+    async def logins(self) -> builtins.list[LoginInfo]:
+        """List the logins that are kept, without their passwords."""
+        return [entry.info for entry in self._logins.entries()]
+
+    async def logout(self, login_id: str) -> None:
+        """Forget a login. Raises `NotFoundError`."""
+        await self._logins.remove(login_id)
+
+    async def set_logins(self, entries: Sequence[Entry]) -> None:
+        """Replace all logins: what a server does that keeps those of all its runners."""
+        await self._logins.replace(entries)
 
     async def remove(self, reference: str) -> Sequence[str]:
         """Remove a reference, and the image with its last one. Raises `InvalidStateError` while a box needs it."""

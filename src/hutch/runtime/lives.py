@@ -268,10 +268,10 @@ class Lives:
         return await engine.connect(directory)
 
     def drop_channel(self, box_id: str) -> None:
-        """Close the channel to a box."""
+        """The box has ended: close the channel to it, once all that it said is read."""
         channel = self._channels.pop(box_id, None)
         if channel is not None:
-            channel.close()
+            channel.drain()
 
     def close(self) -> None:
         """Close all channels."""

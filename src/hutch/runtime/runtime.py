@@ -24,7 +24,7 @@ from hutch.errors import (
 )
 from hutch.host.files import locked
 from hutch.host.proc import Process
-from hutch.image import ImageStore
+from hutch.image import ImageStore, RegistryConfig
 from hutch.runtime import archive
 from hutch.runtime.box import LocalBox
 from hutch.runtime.checks import check_callable, check_name, check_path, quoted
@@ -71,7 +71,7 @@ class LocalRuntime:
         self.home = Home.open(self._given_home)
         self.store = Store(self.home.database)
         self.engines = Engines(self.home, self.store, self._given_engine)
-        self.image_store = ImageStore(self.home.images)
+        self.image_store = ImageStore(self.home.images, config=RegistryConfig(logins=self.home.logins))
         self.disks = Disks(self.home, self.store, self.engines)
         self.lives = Lives(self.home, self.store, self.engines, self.image_store, self.disks)
         self.images = LocalImages(self)

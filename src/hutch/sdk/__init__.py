@@ -26,15 +26,16 @@ class Runtime:
         return LocalRuntime(home)
 
     @staticmethod
-    def connect(url: str, api_key: str | None = None, *, budget: float = 60.0) -> RemoteRuntime:
+    def connect(url: str, api_key: str | None = None, *, path_prefix: str = "", budget: float = 60.0) -> RemoteRuntime:
         """Return the runtime of a server. Use it with ``async with``.
 
-        ``budget``: seconds within which a lost connection to an execution must be made again. Raises
+        ``path_prefix``: what the server's paths have after ``/v1/``. ``budget``: seconds within which a lost
+        connection to an execution must be made again. Raises
         `InvalidArgumentError` for what is not the address of a server.
         """
         from hutch.sdk.remote import RemoteRuntime
 
-        return RemoteRuntime(url, api_key, budget=budget)
+        return RemoteRuntime(url, api_key, path_prefix=path_prefix, budget=budget)
 
 
 __all__ = ["Runtime"]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ImageInfo,
         Isolation,
         LogEntry,
+        LoginInfo,
         Mount,
         Progress,
         Result,
@@ -302,11 +303,24 @@ class Images(Protocol):
 
     async def get(self, reference: str) -> ImageInfo: ...
 
-    async def list(self) -> list[ImageInfo]: ...
+    async def tag(self, reference: str, name: str) -> ImageInfo:
+        """Give an image another name; one that has that name loses it. Raises `NotFoundError`."""
 
     async def remove(self, reference: str) -> Sequence[str]: ...
 
     async def prune(self, *, all: bool = False) -> int: ...
+
+    async def login(self, registry: str, username: str, password: str, *, prefix: str = "") -> LoginInfo:
+        """Keep a login for pulls from a registry (``host[:port]``), for the repositories whose path begins with the
+        prefix; the longest one counts. Raises `AlreadyExistsError`."""
+
+    async def logins(self) -> list[LoginInfo]:
+        """List the logins that are kept, without their passwords."""
+
+    async def logout(self, login_id: str) -> None:
+        """Forget a login. Raises `NotFoundError`."""
+
+    async def list(self) -> list[ImageInfo]: ...
 
 
 class Volumes(Protocol):

@@ -16,7 +16,7 @@ from hutch.runtime.spec import build_spec, check_spec
 from hutch.sdk.remote_box import RemoteBox
 from hutch.sdk.remote_http import Http
 from hutch.sdk.remote_library import RemoteImages, RemoteVolumes, pieces
-from hutch.sdk.remote_wire import CreateBody, dumps
+from hutch.sdk.remote_wire import CreateBody, Identity, dumps
 from hutch.types import BoxInfo, BoxSpec, Isolation
 
 if TYPE_CHECKING:
@@ -38,14 +38,23 @@ _CLOSE_SECONDS = 5.0
 class RemoteRuntime:
     """The boxes of a server. Use it as an async context manager. Implements `hutch.sdk.base.Runtime`.
 
-    ``budget``: seconds within which a lost connection to an execution must be made again. ``patience``: seconds for
-    which a request that may be repeated is repeated while the server does not answer.
+    ``path_prefix``: what the server's paths have after ``/v1/``. ``budget``: seconds within which a lost connection
+    to an execution must be made again. ``patience``: seconds for which a request that may be repeated is repeated
+    while the server does not answer.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, budget: float = 60.0, patience: float = 8.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None = None,
+        *,
+        path_prefix: str = "",
+        budget: float = 60.0,
+        patience: float = 8.0,
+    ) -> None:
         check_seconds("budget", budget, endless=False)
         check_seconds("patience", patience, endless=False)
-        self.http = Http(url, api_key, patience=patience)
+        self.http = Http(url, api_key, path_prefix=path_prefix, patience=patience)
         self.budget = budget
         self.images = RemoteImages(self.http)
         self.volumes = RemoteVolumes(self.http)
@@ -181,6 +190,11 @@ class RemoteRuntime:
         """Facts about the server's runtime."""
         self._check_open()
         return await self.http.get("/v1/x/info", dict[str, object])
+
+    async def whoami(self) -> Identity:
+        """Whose key this is, and what it may do."""
+        self._check_open()
+        return await self.http.get("/v1/me", Identity)
 
     # What boxes use.
 

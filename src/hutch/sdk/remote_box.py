@@ -89,6 +89,7 @@ class RemoteBox(WatchedBox):
             MAIN,
             tty=info.tty,
             stdin=info.open_stdin,
+            oom_kills=0,  # in this life of the box
             sinks={stream: DISCARD if sink is None else sink for stream, sink in sinks.items()},
         )
 
@@ -314,7 +315,7 @@ class RemoteBox(WatchedBox):
         check_callable("on_exit", on_exit)
         exec_id = new_id()
         try:
-            pid = await self.launch(
+            pid, oom_kills = await self.launch(
                 exec_id,
                 command,
                 env=env,
@@ -333,6 +334,7 @@ class RemoteBox(WatchedBox):
                 tty=tty is not None,
                 stdin=stdin,
                 pid=pid,
+                oom_kills=oom_kills,
                 sinks=sinks or {},
                 collect=collect,
                 on_exit=on_exit,

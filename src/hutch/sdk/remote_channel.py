@@ -26,9 +26,9 @@ class RemoteChannel(Channel):
         link.on_lost = self.close
 
     @classmethod
-    async def open(cls, http: Http, box_id: str, exec_id: str, watcher: str) -> RemoteChannel:
+    async def open(cls, http: Http, box_id: str, exec_id: str, watcher: str, oom_kills: int | None) -> RemoteChannel:
         """Connect to the relay of an execution. Raises what the server answers instead, or `ConnectionFailed`."""
-        channel = cls(await dial(http, box_id, exec_id, watcher))
+        channel = cls(await dial(http, box_id, exec_id, watcher, oom_kills))
         await channel.greet()
         return channel
 
@@ -54,7 +54,10 @@ class RemoteChannel(Channel):
         self._timer = self._loop.call_later(HEARTBEAT, self._beat)
 
 
-async def dial(http: Http, box_id: str, exec_id: str, watcher: str) -> WebSocket:
-    """Connect to the relay of an execution; an earlier connection of the same watcher ends there and then."""
+async def dial(http: Http, box_id: str, exec_id: str, watcher: str, oom_kills: int | None = None) -> WebSocket:
+    """Connect to the relay of an execution; an earlier connection of the same watcher ends there and then.
+    ``oom_kills``: how often memory had run out in the box before, if that is known."""
     path = f"/v1/boxes/{quote(box_id, safe='')}/executions/{quote(exec_id, safe='')}/relay?watcher={quote(watcher)}"
-    return await WebSocket.dial(http.url + path, http.headers)
+    if oom_kills is not None:
+        path += f"&oom_kills={oom_kills}"
+    return await WebSocket.dial(http.url + http.path(path), http.headers)

@@ -30,7 +30,7 @@ class RemoteDoors:
         """List the executions that the box knows: those that run, and those that ended in the last minutes."""
         return await self._http.get(f"{self.path}/executions", list[ExecInfo])
 
-    async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> int:
+    async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> tuple[int, int | None]:
         """Start a command without watching it. See `hutch.runtime.box.LocalBox.launch`."""
         env = options.pop("env", None)
         body = ExecBody(id=exec_id, command=command, env=dict(env or {}), **options)
@@ -53,7 +53,7 @@ class RemoteDoors:
                 raise
 
         launched: Launched = await self._http.repeat(attempt)
-        return launched.pid
+        return launched.pid, launched.oom_kills
 
     async def launch_main(self, rows: int, cols: int) -> None:
         """See `hutch.runtime.box.LocalBox.launch_main`."""
@@ -67,9 +67,9 @@ class RemoteDoors:
         """What the log of the main command holds, oldest first."""
         return await self._http.get(f"{self.path}/log", list[Record])
 
-    async def connect_relay(self, exec_id: str, watcher: str) -> RemoteLink:
+    async def connect_relay(self, exec_id: str, watcher: str, oom_kills: int | None) -> RemoteLink:
         """Connect to the execution's relay, to be the relay before it."""
-        return RemoteLink(await dial(self._http, self.id, exec_id, watcher))
+        return RemoteLink(await dial(self._http, self.id, exec_id, watcher, oom_kills))
 
     async def _post(self, verb: str, body: object = None) -> None:
         await self._http.call("POST", f"{self.path}/{verb}", object, body)

@@ -110,8 +110,11 @@ class RemoteExecution(LocalExecution):
         super()._release()
 
 
-async def connect(http: Http, box_id: str, exec_id: str, watcher: str, budget: float) -> RemoteChannel | None:
-    """Connect to an execution's relay: at once, then with growing pauses, for ``budget`` seconds.
+async def connect(
+    http: Http, box_id: str, exec_id: str, watcher: str, budget: float, oom_kills: int | None = None
+) -> RemoteChannel | None:
+    """Connect to an execution's relay: at once, then with growing pauses, for ``budget`` seconds. ``oom_kills``: how
+    often memory had run out in the box before, if that is known.
 
     Returns ``None`` when there is nothing to connect to any more. Raises `UpstreamUnavailableError` at the end of the
     budget, and at once what no later attempt could change.
@@ -120,7 +123,7 @@ async def connect(http: Http, box_id: str, exec_id: str, watcher: str, budget: f
     pause = _FIRST_PAUSE
     while True:
         try:
-            return await RemoteChannel.open(http, box_id, exec_id, watcher)
+            return await RemoteChannel.open(http, box_id, exec_id, watcher, oom_kills)
         except _GONE:
             return None
         except (*_FINAL, RuntimeClosedError):

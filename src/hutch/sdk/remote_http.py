@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,25 +31,35 @@ T = TypeVar("T")
 _TIMEOUT = httpx2.Timeout(30.0, connect=10.0, pool=None)
 _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=60.0)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_PREFIX = re.compile(r"[A-Za-z0-9._~-]*(/[A-Za-z0-9._~-]+)*\Z")
+_UNPREFIXED = ("/v1/me", "/v1/config", "/v1/health")
 STREAM_TYPE = "application/x-ndjson"
 
 
 class Http:
     """A server's base URL, the key for it, and a pool of connections."""
 
-    def __init__(self, url: str, api_key: str | None, *, patience: float = 8.0) -> None:
-        """``patience``: how long a request that may be repeated is repeated after the connection failed."""
+    def __init__(self, url: str, api_key: str | None, *, path_prefix: str = "", patience: float = 8.0) -> None:
+        """``path_prefix``: what the server's paths have after ``/v1/``. ``patience``: how long a request that may be
+        repeated is repeated after the connection failed."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidArgumentError(f"{url!r} is not the address of a server; it has the form http://host:port")
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise InvalidArgumentError("the API key has characters that no key has")
+        if not _PREFIX.match(prefix := path_prefix.strip("/")):
+            raise InvalidArgumentError(f"{path_prefix!r} is not the path prefix of a server, such as 'team-1'")
         self.url = url.rstrip("/")
+        self._prefix = f"/{prefix}" if prefix else ""
         self._patience = patience
         self.headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._client = httpx2.AsyncClient(
             base_url=self.url, headers=self.headers, timeout=_TIMEOUT, limits=_LIMITS, trust_env=False
         )
+
+    def path(self, path: str) -> str:
+        """Where the server has one of our paths, which begin with ``/v1/``."""
+        return f"/v1{self._prefix}{path.removeprefix('/v1')}" if path not in _UNPREFIXED else path
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -107,7 +118,7 @@ class Http:
         try:
             async with self._client.stream(
                 method,
-                path,
+                self.path(path),
                 params={name: str(value) for name, value in (query or {}).items() if value is not None},
                 content=content if content is not None else dumps(body) if body is not None else None,
                 headers=headers,

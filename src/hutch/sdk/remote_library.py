@@ -9,13 +9,15 @@ import anyio.to_thread
 from hutch.core import ids
 from hutch.errors import InvalidArgumentError, NotFoundError
 from hutch.runtime.checks import check_name, check_path
-from hutch.sdk.remote_wire import BootstrapBody, NameBody, PruneBody, PullBody
-from hutch.types import ImageInfo, VolumeInfo
+from hutch.sdk.remote_wire import BootstrapBody, LoginBody, NameBody, PruneBody, PullBody, TagBody
+from hutch.types import ImageInfo, LoginInfo, VolumeInfo
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
+    from hutch.image.logins import Entry
     from hutch.sdk.remote_http import Http
     from hutch.types import Progress
 
@@ -80,6 +82,28 @@ class RemoteImages:
     async def list(self) -> list[ImageInfo]:
         """List the images."""
         return await self._http.get("/v1/x/images", list[ImageInfo])
+
+    async def tag(self, reference: str, name: str) -> ImageInfo:
+        """Give an image another name; one that has that name loses it. Raises `NotFoundError`."""
+        body = TagBody(reference=check_name("the image", reference), name=check_name("the name", name))
+        return await self._http.call("POST", "/v1/x/images/tag", ImageInfo, body)
+
+    async def login(self, registry: str, username: str, password: str, *, prefix: str = "") -> LoginInfo:
+        """Let the server keep a login for its pulls. Raises `AlreadyExistsError`."""
+        body = LoginBody(registry=registry, username=username, password=password, prefix=prefix)
+        return await self._http.call("POST", "/v1/x/logins", LoginInfo, body)
+
+    async def logins(self) -> builtins.list[LoginInfo]:
+        """List the logins that the server keeps, without their passwords."""
+        return await self._http.get("/v1/x/logins", list[LoginInfo])
+
+    async def logout(self, login_id: str) -> None:
+        """Let the server forget a login. Raises `NotFoundError`."""
+        await self._http.call("DELETE", "/v1/x/login", object, query={"id": check_name("the login", login_id)})
+
+    async def set_logins(self, entries: Sequence[Entry]) -> None:
+        """Replace all logins of a runner, which is what an API does."""
+        await self._http.call("PUT", "/v1/x/logins", object, entries)
 
     async def remove(self, reference: str) -> Sequence[str]:
         """Remove a reference, and the image with its last one. Raises `InvalidStateError` while a box needs it."""

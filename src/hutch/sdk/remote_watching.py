@@ -69,11 +69,12 @@ class WatchedBox(RemoteDoors):
         stdin: bool,
         sinks: Mapping[int, Sink | object],
         pid: int = 0,
+        oom_kills: int | None = None,
         after: tuple[int, int] = (0, 0),
         collect: int | None = None,
         on_exit: Callable[[Result], Any] | None = None,
     ) -> RemoteExecution:
-        reconnect = functools.partial(connect, self._http, self.id, exec_id, new_id(), self._runtime.budget)
+        reconnect = functools.partial(connect, self._http, self.id, exec_id, new_id(), self._runtime.budget, oom_kills)
         channel = await reconnect()
         if channel is None:
             raise UpstreamUnavailableError(

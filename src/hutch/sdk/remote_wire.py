@@ -87,9 +87,10 @@ class ExecBody(Body, frozen=True, kw_only=True):
 
 
 class Launched(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to ``POST …/exec``."""
+    """The answer to ``POST …/exec``. ``oom_kills``: how often memory had run out in the box before."""
 
     pid: int
+    oom_kills: int | None = None
 
 
 class PullBody(Body, frozen=True, kw_only=True):
@@ -108,10 +109,38 @@ class BootstrapBody(Body, frozen=True, kw_only=True):
     packages: tuple[str, ...] = ()
 
 
+class TagBody(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/images/tag``."""
+
+    reference: str
+    name: str
+
+
+class LoginBody(Body, frozen=True, kw_only=True):
+    """``POST /v1/x/logins``."""
+
+    registry: str
+    username: str
+    password: str
+    prefix: str = ""
+
+    def __repr__(self) -> str:
+        return f"LoginBody(registry={self.registry!r}, username={self.username!r}, password=…)"
+
+
 class PruneBody(Body, frozen=True, kw_only=True):
     """``POST /v1/x/images/prune``."""
 
     all: bool = False
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /v1/me``: whose key this is, and what it may do."""
+
+    sub: str
+    principal_type: str
+    scopes: tuple[str, ...]
+    path_prefix: str | None = None
 
 
 class Waited(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,14 +163,11 @@ def loads(data: bytes, kind: type[T]) -> T:
         raise InvalidArgumentError(f"the body is not valid: {error}") from None
 
 
-def error_body(error: HutchError, request_id: str | None = None) -> dict[str, Any]:
-    """The error envelope."""
-    body: dict[str, Any] = {"message": error.message, "type": type(error).__name__, "code": error.code}
-    if request_id is not None:
-        body["request_id"] = request_id
+def error_details(error: HutchError) -> dict[str, Any]:
+    """What the envelope of an error needs beyond message and code, so that `error_from_body` makes the same one."""
     if isinstance(error, ExecError):
-        body["details"] = {"command": list(error.command), "cause": error.cause}
-    return {"error": body}
+        return {"details": {"command": list(error.command), "cause": error.cause}}
+    return {}
 
 
 def error_from(status: int, data: bytes) -> HutchError:

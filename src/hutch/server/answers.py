@@ -6,9 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -21,13 +19,16 @@ from starlette.routing import Route
 
 from hutch.errors import HutchError, InternalError, ResourceExhaustedError
 from hutch.sdk.remote_http import STREAM_TYPE
-from hutch.sdk.remote_wire import dumps, error_body
+from hutch.sdk.remote_wire import dumps
+from hutch.server.envelope import body_of, envelope, request_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from starlette.requests import Request
 
+    from hutch.server.transit import Transit
     from hutch.types import Progress
 
 log = logging.getLogger("hutch.server")
@@ -70,33 +71,72 @@ class Call:
 Handler = Callable[[Call], Awaitable[Any]]
 
 
-def route(method: str, path: str, handler: Handler, *, upload: bool = False, lasting: bool = False) -> Route:
-    """A route. ``upload``: the body is a file. ``lasting``: it is carried out even if the client goes away."""
+class Endpoint(Route):
+    """A route, with what the OpenAPI document tells of it: the types of the body and of the answer (without one: a
+    file), the names in the query (``?`` at the end of one that may be left out)."""
+
+    method: str
+    summary: str
+    takes: Any
+    gives: Any
+    query: tuple[str, ...]
+    upload: bool
+
+
+def described(
+    method: str,
+    path: str,
+    endpoint: Callable[[Request], Awaitable[Response]],
+    summary: str,
+    *,
+    takes: Any = None,
+    gives: Any = None,
+    query: tuple[str, ...] = (),
+    upload: bool = False,
+) -> Endpoint:
+    """Make an `Endpoint`."""
+    made = Endpoint(path, endpoint, methods=[method], name=f"{method} {path}", include_in_schema=False)
+    made.method, made.summary, made.takes, made.gives = method, summary, takes, gives
+    made.query, made.upload = query, upload
+    return made
+
+
+def route(
+    method: str,
+    path: str,
+    handler: Handler,
+    summary: str,
+    *,
+    takes: Any = None,
+    gives: Any = Any,
+    query: tuple[str, ...] = (),
+    upload: Transit | None = None,
+    lasting: bool = False,
+) -> Endpoint:
+    """A route whose handler returns what is answered. ``upload``: the body is a file, which goes there. ``lasting``: it
+    is carried out even if the client goes away."""
 
     async def endpoint(request: Request) -> Response:
-        folder = await anyio.to_thread.run_sync(tempfile.mkdtemp, "", "hutch-upload-") if upload else None
-        started = False
         try:
-            body, file = b"", None
-            if folder is not None:
-                file = Path(folder) / "file"
-                await _save(request, file)
-            elif method != "GET":
-                body = await _read(request)
-            call = Call(request, body, file)
-            task = asyncio.ensure_future(_guarded(handler, call))
-            task.add_done_callback(lambda _: _remove(folder))
-            started = True
+            with contextlib.ExitStack() as stack:
+                body, file = b"", None
+                if upload is not None:
+                    file = stack.enter_context(upload.place())
+                    await _save(request, file)
+                elif method != "GET":
+                    body = await _read(request)
+                call = Call(request, body, file)
+                task = asyncio.ensure_future(_guarded(handler, call))
+                kept = stack.pop_all()
+                task.add_done_callback(lambda _: kept.close())
             return await _answer(request, call, task, lasting=lasting)
         except HutchError as error:
-            return Response(dumps(error_body(error)), error.status, media_type="application/json")
+            return envelope(error, request_id(request.scope), details=True)
         except ClientDisconnect:
             return Response(status_code=400)  # for nobody
-        finally:
-            if not started:
-                _remove(folder)
 
-    return Route(path, endpoint, methods=[method], name=f"{method} {path}", include_in_schema=False)
+    described_by = {"takes": takes, "gives": gives, "query": query, "upload": upload is not None}
+    return described(method, path, endpoint, summary, **described_by)
 
 
 async def _answer(request: Request, call: Call, task: asyncio.Task[Any], *, lasting: bool) -> Response:
@@ -113,10 +153,10 @@ async def _answer(request: Request, call: Call, task: asyncio.Task[Any], *, last
         raise
     finally:
         gone.cancel()
-    return StreamingResponse(_lines(call, task, lasting=lasting), media_type=STREAM_TYPE)
+    return StreamingResponse(_lines(call, task, request_id(request.scope), lasting=lasting), media_type=STREAM_TYPE)
 
 
-async def _lines(call: Call, task: asyncio.Task[Any], *, lasting: bool) -> AsyncIterator[bytes]:
+async def _lines(call: Call, task: asyncio.Task[Any], number: str, *, lasting: bool) -> AsyncIterator[bytes]:
     try:
         beat = anyio.current_time()
         yield b"\n"
@@ -129,7 +169,7 @@ async def _lines(call: Call, task: asyncio.Task[Any], *, lasting: bool) -> Async
         try:
             yield dumps({"result": msgspec.to_builtins(task.result())}) + b"\n"
         except HutchError as error:
-            yield dumps(error_body(error)) + b"\n"
+            yield dumps(body_of(error, number, details=True)) + b"\n"
     finally:
         if not task.done() and not lasting:  # the client has gone away
             task.cancel()
@@ -163,11 +203,3 @@ async def _save(request: Request, path: Path) -> None:
     with path.open("wb") as file:
         async for piece in request.stream():
             await anyio.to_thread.run_sync(file.write, piece)
-
-
-def _remove(folder: str | None) -> None:
-    if folder is not None:
-        with contextlib.suppress(FileNotFoundError):
-            (Path(folder) / "file").unlink()
-        with contextlib.suppress(OSError):
-            Path(folder).rmdir()

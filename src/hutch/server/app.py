@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
 from hutch import __version__
-from hutch.errors import HutchError
-from hutch.server import boxes, copies, envelope, executions, extra, files, images, keeper, relay, system, volumes
+from hutch.server import boxes, copies, envelope, executions, files, images, keeper, openapi, relay, system, volumes
 from hutch.server.edge import Edge
 from hutch.server.idempotency import Idempotency
+from hutch.server.rules import Activity, ClientRules
 from hutch.server.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from starlette.types import ASGIApp, Receive, Scope, Send
-
     from hutch.sdk.base import Runtime
     from hutch.server.settings import ServerSettings
-
-# Where our own client starts commands and watches them.
-_USES = re.compile(r"/v1/(?:x/boxes/([^/]+)/exec|boxes/([^/]+)/executions/[^/]+/relay)\Z")
 
 _DESCRIPTION = """\
 Runs untrusted commands in isolated boxes.
@@ -32,7 +26,12 @@ Runs untrusted commands in isolated boxes.
 Errors have one form: `{"error": {"message", "type", "code", "request_id"}}`; `code` is stable.
 
 The output of an execution comes over a WebSocket: `GET /v1/boxes/{box_id}/executions/{execution_id}/attach`, or
-`GET /v1/boxes/{box_id}/attach` for the main command of a box.
+`GET /v1/boxes/{box_id}/attach` for the main command of a box. Server to client: binary frames whose first byte is 1
+(standard output) or 2 (standard error), and as the last frame the text `{"type": "exit", "exit_code": N}`. Client to
+server: binary frames are standard input; the texts `{"type": "stdin_eof"}`, `{"type": "resize", "rows", "cols"}` and
+`{"type": "signal", "sig"}`.
+
+Under `/v1/x` is what our own SDK uses beyond that.
 """
 
 
@@ -57,27 +56,12 @@ def make_app(backend: Runtime, settings: ServerSettings) -> FastAPI:
     app.state.service = service
     envelope.install(app)
     # The last one is the first that a request meets.
-    app.add_middleware(Use, service=service)
+    app.add_middleware(Activity, service=service)
     app.add_middleware(Idempotency, seconds=settings.idempotency_seconds)
     app.add_middleware(Edge, settings=settings)
     for module in (system, copies, boxes, files, images, volumes, executions):
         app.include_router(module.router)
     app.router.routes.extend(executions.socket_routes())
-    app.router.routes.extend(relay.routes(backend))
-    app.router.routes.extend(extra.routes(backend))
+    app.router.routes.extend(relay.routes(backend, ClientRules(service)))
+    openapi.install(app)
     return app
-
-
-class Use:
-    """ASGI middleware. What our own client does is activity as well, and starts a box that only the idle policy has
-    stopped."""
-
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app = app
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket") and (match := _USES.match(scope["path"])) is not None:
-            with contextlib.suppress(HutchError):  # it will be told by what was asked for
-                await self._service.box_for_use(match[1] or match[2])
-        await self._app(scope, receive, send)

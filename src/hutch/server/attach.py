@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hutch.server.registry import Entry
     from hutch.server.service import Service
 
+EXECUTION_ID = "x-boxlite-execution-id"
 STDOUT, STDERR = 1, 2
 SIGNALS = frozenset({1, 2, 3, 6, 10, 12, 15, 28})
 """What may be sent; SIGKILL goes by DELETE of the execution."""
@@ -81,7 +82,7 @@ class Attachment:
 
     async def run(self, receive: Receive) -> None:
         """Serve the client until the execution has ended or the connection has."""
-        headers = [(b"x-boxlite-execution-id", self._entry.id.encode())]
+        headers = [(EXECUTION_ID.encode(), self._entry.id.encode())]
         try:
             with self._scope:
                 await self._send({"type": "websocket.accept", "headers": headers})

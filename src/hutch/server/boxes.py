@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
-from typing import TYPE_CHECKING, Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 
 from hutch.core.idle import Policy
 from hutch.errors import HutchError, InvalidArgumentError, InvalidStateError, StoppedError, UnsupportedError
 from hutch.server import policy, views
-from hutch.server.http import ERRORS, Flag, Segment, ServiceDep
+from hutch.server.http import ERRORS, Flag, PageDep, Segment, ServiceDep
 from hutch.server.models import (
     BootTiming,
     BoxList,
@@ -24,11 +21,9 @@ from hutch.server.models import (
     StopRequest,
     VolumeMount,
 )
+from hutch.server.rules import isolation
 from hutch.server.service import Service, Timing
 from hutch.types import BoxSpec, BoxState, BoxStats, Limits, Mount
-
-if TYPE_CHECKING:
-    from hutch.types import BoxInfo
 
 router = APIRouter(prefix="/v1", tags=["boxes"], responses=ERRORS)
 
@@ -53,21 +48,10 @@ async def create_box(body: CreateBox, service: ServiceDep) -> BoxView:
 
 
 @router.get("/boxes")
-async def list_boxes(
-    service: ServiceDep,
-    page_size: Annotated[int | None, Query(alias="pageSize", ge=1, le=1000)] = None,
-    page_token: Annotated[str | None, Query(alias="pageToken", max_length=200)] = None,
-) -> BoxList:
-    """List the boxes, oldest first: all of them, or page by page for those who ask."""
-    infos = sorted(await service.backend.list(), key=_order)
-    if page_token is not None:
-        after = _read_token(page_token)
-        infos = [info for info in infos if _order(info) > after]
-    token = None
-    if page_size is not None and len(infos) > page_size:
-        infos = infos[:page_size]
-        token = _token(infos[-1])
-    return BoxList(boxes=[views.box(service, info) for info in infos], next_page_token=token)
+async def list_boxes(service: ServiceDep, page: PageDep) -> BoxList:
+    """List the boxes, oldest first."""
+    infos = page.of(await service.backend.list(), lambda info: (info.created_at, info.id))
+    return BoxList(boxes=[views.box(service, info) for info in infos], next_page_token=page.next_token)
 
 
 @router.get("/boxes/{box_id}")
@@ -154,6 +138,8 @@ async def _spec(service: Service, body: CreateBox) -> BoxSpec:
         raise UnsupportedError("advanced.capabilities: this server does not change the capabilities of boxes")
     _check_network(body.network)
     policy.check_labels(body.labels)
+    if body.working_dir is not None and not body.working_dir.startswith("/"):
+        raise InvalidArgumentError(f"working_dir: {body.working_dir!r:.200} is not an absolute path")
     rules = Policy(
         auto_stop=policy.check_seconds("auto_stop", body.auto_stop, service.settings.auto_stop),
         auto_delete=policy.check_seconds("auto_delete", body.auto_delete, service.settings.auto_delete),
@@ -171,6 +157,7 @@ async def _spec(service: Service, body: CreateBox) -> BoxSpec:
         labels={**body.labels, **policy.to_labels(rules)},
         limits=Limits(cpus=body.cpus, memory_mib=body.memory_mib, disk_gb=body.disk_size_gb),
         mounts=tuple([await _mount(service, volume) for volume in body.volumes]),
+        isolation=isolation(service.settings, body.isolation),
         # Only who says so gets back a box that was stopped on request; after the idle policy it is the rule.
         auto_resume=body.auto_resume is True,
         detach=True,
@@ -185,6 +172,8 @@ async def _mount(service: Service, volume: VolumeMount) -> Mount:
         raise UnsupportedError("volumes: folders of the server's machine cannot be mounted over this interface")
     if volume.managed_volume is None:
         raise InvalidArgumentError("volumes: managed_volume is missing")
+    if not volume.guest_path.startswith("/"):
+        raise InvalidArgumentError(f"volumes: the guest_path {volume.guest_path!r:.200} is not an absolute path")
     found = await find_volume(service, volume.managed_volume)
     return Mount(target=volume.guest_path, volume=found, read_only=volume.read_only)
 
@@ -211,19 +200,3 @@ def _check_network(network: NetworkRequest | None) -> None:
         raise InvalidArgumentError("network.inbound.allow_net: there is no such list for inbound connections")
     if network.inbound is not None and network.inbound.mode == "enabled":
         raise UnsupportedError(f"network.inbound: {_NO_NETWORK}")
-
-
-def _order(info: BoxInfo) -> tuple[float, str]:
-    return info.created_at, info.id
-
-
-def _token(info: BoxInfo) -> str:
-    return base64.urlsafe_b64encode(f"{info.created_at!r} {info.id}".encode()).decode()
-
-
-def _read_token(token: str) -> tuple[float, str]:
-    try:
-        created, _, box_id = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii").partition(" ")
-        return float(created), box_id
-    except (binascii.Error, ValueError):
-        raise InvalidArgumentError("pageToken: it is not one that this server has given") from None

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import anyio
-import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse
 
 from hutch.core import ids
 from hutch.server import views
-from hutch.server.envelope import PayloadTooLargeError
-from hutch.server.http import ERRORS, Segment, ServiceDep
+from hutch.server.http import ERRORS, PageDep, Segment, ServiceDep
 from hutch.server.models import (
     BoxView,
     CloneRequest,
@@ -25,12 +21,6 @@ from hutch.server.models import (
     SnapshotRequest,
     SnapshotView,
 )
-from hutch.server.store import TRANSIT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from hutch.server.service import Service
 
 router = APIRouter(prefix="/v1/boxes", tags=["copies"], responses=ERRORS)
 
@@ -43,10 +33,11 @@ async def create_snapshot(box_id: Segment, body: SnapshotRequest, service: Servi
 
 
 @router.get("/{box_id}/snapshots")
-async def list_snapshots(box_id: Segment, service: ServiceDep) -> SnapshotList:
+async def list_snapshots(box_id: Segment, service: ServiceDep, page: PageDep) -> SnapshotList:
     """List the snapshots of a box, oldest first."""
     box = await service.box(box_id)
-    return SnapshotList(snapshots=[views.snapshot(info) for info in await box.snapshots.list()])
+    infos = page.of(await box.snapshots.list(), lambda info: (info.created_at, info.id))
+    return SnapshotList(snapshots=[views.snapshot(info) for info in infos], next_page_token=page.next_token)
 
 
 @router.get("/{box_id}/snapshots/{name}")
@@ -92,14 +83,10 @@ async def export_box(box_id: Segment, service: ServiceDep, body: ExportRequest |
     box = await service.box(box_id)
     service.touch(box.id)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_transit(service))
-        await box.export(folder / "box")
-        cleanup = stack.pop_all()
-    return FileResponse(
-        folder / "box",
-        media_type="application/octet-stream",
-        background=BackgroundTask(anyio.to_thread.run_sync, cleanup.close),
-    )
+        path = stack.enter_context(service.transit.place())
+        await box.export(path)
+        kept = stack.pop_all()
+    return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(kept.close))
 
 
 @router.post(
@@ -118,24 +105,12 @@ async def import_box(
     """Make a box from an archive. The archive is not trusted."""
     if name is not None:
         ids.check_name(name)
-    limit = service.settings.max_transfer_bytes
-    with _transit(service) as folder:
-        path = folder / "box"
-        size = 0
+    with service.transit.place() as path:
         async with await anyio.open_file(path, "wb") as file:
             async for piece in request.stream():
-                size += len(piece)
-                if size > limit:
-                    raise PayloadTooLargeError(f"the archive is larger than the limit of {limit} bytes")
                 await file.write(piece)
         box = await service.backend.import_box(path, name=name)
     await box.detach()
     service.counters.created += 1
     service.touch(box.id)
     return views.box(service, await box.info())
-
-
-@contextlib.contextmanager
-def _transit(service: Service) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=service.settings.state, prefix=TRANSIT) as folder:
-        yield Path(folder)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from hutch.errors import (
+    DeadlineError,
     HutchError,
     InternalError,
     InvalidArgumentError,
@@ -19,6 +19,7 @@ from hutch.errors import (
     ResourceExhaustedError,
     UnauthenticatedError,
 )
+from hutch.sdk.remote_wire import dumps, error_details
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,27 +47,40 @@ class PayloadTooLargeError(ResourceExhaustedError):
     status = 413
 
 
+class SlowClientError(DeadlineError):
+    """A body did not come in time."""
+
+    status = 408
+
+
 class KeyReusedError(InvalidArgumentError):
     """An Idempotency-Key came again with another request."""
 
     status = 422
 
 
+def body_of(error: HutchError, request_id: str, *, details: bool = False) -> dict[str, Any]:
+    """The envelope; with ``details``: all that our own SDK needs to raise the same error."""
+    body = {
+        "message": error.message or type(error).__name__,
+        "type": _TYPES.get(error.code, _public_name(type(error))),
+        "code": error.code,
+        "request_id": request_id,
+    }
+    return {"error": {**body, **(error_details(error) if details else {})}}
+
+
 def envelope(
-    error: HutchError, request_id: str, *, status: int | None = None, headers: Mapping[str, str] | None = None
+    error: HutchError,
+    request_id: str,
+    *,
+    status: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    details: bool = False,
 ) -> Response:
-    """Return the response that tells of an error."""
+    """Return the response that tells of an error. See `body_of`."""
     return Response(
-        msgspec.json.encode(
-            {
-                "error": {
-                    "message": error.message or type(error).__name__,
-                    "type": _TYPES.get(error.code, _public_name(type(error))),
-                    "code": error.code,
-                    "request_id": request_id,
-                }
-            }
-        ),
+        dumps(body_of(error, request_id, details=details)),
         status_code=status or error.status,
         headers={REQUEST_ID: request_id, **_extra_headers(error), **(headers or {})},
         media_type="application/json",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Response
-from starlette.routing import Route, WebSocketRoute
+from fastapi import APIRouter, Query, Response
+from starlette.routing import WebSocketRoute
 
 from hutch.errors import ExecError, HutchError, InvalidArgumentError, InvalidStateError
 from hutch.server import views
-from hutch.server.attach import SIGNALS, Attachment
+from hutch.server.attach import EXECUTION_ID, SIGNALS, Attachment
 from hutch.server.envelope import envelope, request_id
-from hutch.server.http import ERRORS, Segment, ServiceDep
+from hutch.server.http import ERRORS, PageDep, Segment, ServiceDep
 from hutch.server.models import ExecList, ExecRequest, ExecStarted, ExecView, ResizeRequest, SignalRequest
 from hutch.server.registry import MAIN
+from hutch.server.rules import time_limit
 from hutch.server.service import service_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
     from hutch.server.registry import Entry
-    from hutch.server.settings import ServerSettings
 
 router = APIRouter(prefix="/v1/boxes/{box_id}", tags=["executions"], responses=ERRORS)
 
@@ -44,7 +44,7 @@ async def start_execution(box_id: Segment, body: ExecRequest, service: ServiceDe
             rows=body.rows,
             cols=body.cols,
             stdin=True,
-            timeout=_timeout(service.settings, body.timeout_seconds),
+            timeout=time_limit(service.settings, "timeout_seconds", body.timeout_seconds),
         )
     except ExecError:
         service.counters.exec_errors += 1
@@ -55,10 +55,11 @@ async def start_execution(box_id: Segment, body: ExecRequest, service: ServiceDe
 
 
 @router.get("/executions")
-async def list_executions(box_id: Segment, service: ServiceDep) -> ExecList:
+async def list_executions(box_id: Segment, service: ServiceDep, page: PageDep) -> ExecList:
     """List the executions of a box that are known, oldest first."""
     box = await service.box(box_id)
-    return ExecList(executions=[_view(entry) for entry in await service.executions.of_box(box)])
+    entries = page.of(await service.executions.of_box(box), lambda entry: (entry.started_at, entry.id))
+    return ExecList(executions=[_view(entry) for entry in entries], next_page_token=page.next_token)
 
 
 @router.get("/executions/{exec_id}")
@@ -109,18 +110,48 @@ async def resize_execution(box_id: Segment, exec_id: Segment, body: ResizeReques
     return Response(status_code=204)
 
 
+_SOCKET: dict[str, Any] = {
+    "status_code": 101,
+    "response_class": Response,
+    "responses": {
+        101: {"description": "The socket is open", "headers": {EXECUTION_ID: {"schema": {"type": "string"}}}}
+    },
+}
+_WatchOnly = Annotated[Literal["0", "1", "false", "true"], Query(description="0: only watch")]
+
+
+@router.get("/executions/{exec_id}/attach", **_SOCKET)
+async def attach_execution(box_id: Segment, exec_id: Segment, stdin: _WatchOnly = "1") -> None:
+    """A WebSocket to a command: output comes, input goes. A plain request is refused."""
+    raise InvalidArgumentError("this is a WebSocket; ask for an upgrade")
+
+
+@router.get("/attach", **_SOCKET)
+async def attach_main(box_id: Segment, stdin: _WatchOnly = "1") -> None:
+    """A WebSocket to the main command of a box, which may not have been started yet. A plain request is refused."""
+    raise InvalidArgumentError("this is a WebSocket; ask for an upgrade")
+
+
+@router.get("/executions/{exec_id}/relay", **_SOCKET)
+async def relay_execution(
+    box_id: Segment, exec_id: Segment, watcher: str = "", oom_kills: Annotated[int | None, Query(ge=0)] = None
+) -> None:
+    """A WebSocket with the sub-protocol `hutch.agent.v1`, for our own SDK: positions, acknowledgements, credits. A
+    plain request is refused."""
+    raise InvalidArgumentError("this is a WebSocket; ask for an upgrade")
+
+
 def socket_routes() -> list[BaseRoute]:
-    """The sockets, which no OpenAPI document can describe; a plain request to them is told so."""
+    """The sockets themselves, as against what is documented of them."""
     paths = ("/v1/boxes/{box_id}/executions/{exec_id}/attach", "/v1/boxes/{box_id}/attach")
-    sockets = [WebSocketRoute(path, _attach) for path in paths]
-    return [*sockets, *(Route(path, _not_a_socket, methods=["GET"]) for path in paths)]
+    return [WebSocketRoute(path, _attach) for path in paths]
 
 
 async def _attach(websocket: WebSocket) -> None:
     service = service_of(websocket)
     scope = websocket.scope
     try:
-        box = await service.box_for_use(unquote(websocket.path_params["box_id"]))
+        box = await service.box_for_use(unquote(websocket.path_params["box_id"]), active=False)
         exec_id = unquote(websocket.path_params.get("exec_id", MAIN))
         entry = await service.executions.find(box, exec_id)
         read_only = websocket.query_params.get("stdin") in ("0", "false")
@@ -130,18 +161,6 @@ async def _attach(websocket: WebSocket) -> None:
         await envelope(error, request_id(scope))(scope, websocket._receive, websocket._send)
         return
     await client.run(websocket._receive)
-
-
-async def _not_a_socket(request: object) -> Response:
-    raise InvalidArgumentError("this is a WebSocket; ask for an upgrade")
-
-
-def _timeout(settings: ServerSettings, asked: float | None) -> float | None:
-    timeout = settings.exec_timeout if asked is None else asked
-    most = settings.max_exec_timeout
-    if most is not None and asked is not None and (not asked or asked > most):
-        raise InvalidArgumentError(f"timeout_seconds: {asked:g} is not within the operator's limit of {most:g} seconds")
-    return timeout or most
 
 
 def _view(entry: Entry) -> ExecView:

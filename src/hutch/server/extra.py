@@ -4,33 +4,30 @@ served to our own SDK; the bodies are in `hutch.sdk.remote_wire`."""
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 import anyio
-import anyio.to_thread
 import msgspec
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response
-from starlette.routing import Route
 
 from hutch.core.agentproto import FileOp
 from hutch.errors import HutchError, InvalidArgumentError, UnsupportedError
+from hutch.runtime.logs import Record
 from hutch.sdk import remote_wire as wire
 from hutch.sdk.base import Box
-from hutch.server.answers import Call, route
+from hutch.server.answers import Call, described, route
+from hutch.server.envelope import envelope, request_id
+from hutch.types import BoxInfo, BoxStats, ExecInfo, ImageInfo, LoginInfo, SnapshotInfo, VolumeInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.requests import Request
     from starlette.routing import BaseRoute
 
-    from hutch.runtime.logs import Record
     from hutch.sdk.base import Runtime
-    from hutch.types import BoxInfo, ImageInfo
+    from hutch.server.rules import Rules
 
 _LONGEST_WAIT = 60.0
 
@@ -38,7 +35,7 @@ _LONGEST_WAIT = 60.0
 class Host(Box, Protocol):
     """A box with the doors that a server needs beyond the protocol; `hutch.runtime.box.LocalBox` tells what they do."""
 
-    async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> int: ...
+    async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> tuple[int, int | None]: ...
 
     async def launch_main(self, rows: int, cols: int) -> None: ...
 
@@ -47,53 +44,94 @@ class Host(Box, Protocol):
     async def log_records(self) -> list[Record]: ...
 
 
-def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info: None) -> list[BaseRoute]:
-    """All routes under ``/v1/x``. ``on_created`` is told of every box that a request made, before its answer."""
-    x = _Extra(backend, on_created)
-    box = "/v1/x/boxes/{box}"
+def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
+    """All routes under ``/v1/x``."""
+    x = _Extra(backend, rules)
+    box, info = "/v1/x/boxes/{box}", BoxInfo
     return [
-        route("GET", "/v1/x/info", x.info),
-        route("GET", "/v1/x/boxes", x.list_boxes),
-        route("POST", "/v1/x/boxes", x.create),
-        route("POST", "/v1/x/boxes/import", x.import_box, upload=True),
-        route("GET", box, x.get),
-        route("DELETE", box, x.remove),
-        route("POST", f"{box}/start", x.start),
-        route("POST", f"{box}/stop", x.stop),
-        route("POST", f"{box}/kill", x.kill),
-        route("POST", f"{box}/detach", x.detach),
-        route("POST", f"{box}/clone", x.clone),
-        route("GET", f"{box}/wait", x.wait),
-        route("GET", f"{box}/stats", x.stats),
-        route("GET", f"{box}/log", x.log),
-        route("GET", f"{box}/executions", x.executions),
+        route("GET", "/v1/x/info", x.info, "Facts about the runtime", gives=dict[str, Any]),
+        route("GET", "/v1/x/boxes", x.list_boxes, "List boxes", gives=list[BoxInfo], query=("labels?",)),
+        route("POST", "/v1/x/boxes", x.create, "Make a box", takes=wire.CreateBody, gives=info),
+        route(
+            "POST",
+            "/v1/x/boxes/import",
+            x.import_box,
+            "Make a box of an archive",
+            gives=info,
+            query=("name?",),
+            upload=rules.transit,
+        ),
+        route("GET", box, x.get, "Find a box by name, id or start of the id", gives=info),
+        route("DELETE", box, x.remove, "Remove a box", gives=NoneType, query=("force?",)),
+        route("POST", f"{box}/start", x.start, "Start a box", takes=wire.StartBody, gives=NoneType),
+        route("POST", f"{box}/stop", x.stop, "Stop a box", takes=wire.StopBody, gives=NoneType),
+        route("POST", f"{box}/kill", x.kill, "Signal the main command", takes=wire.SignalBody, gives=NoneType),
+        route("POST", f"{box}/detach", x.detach, "Let a box outlive its maker", gives=NoneType),
+        route("POST", f"{box}/clone", x.clone, "Copy a box", takes=wire.NameBody, gives=info),
+        route("GET", f"{box}/wait", x.wait, "Wait for the end of a box", gives=wire.Waited, query=("seconds?",)),
+        route("GET", f"{box}/stats", x.stats, "What a box uses", gives=BoxStats),
+        route("GET", f"{box}/log", x.log, "What the main command wrote", gives=list[Record]),
+        route("GET", f"{box}/executions", x.executions, "List executions", gives=list[ExecInfo]),
         # Repeated when its answer is lost, so it must not be undone when the client goes away.
-        route("POST", f"{box}/exec", x.exec, lasting=True),
-        route("POST", f"{box}/executions/{{execution}}/signal", x.signal),
-        route("GET", f"{box}/snapshots", x.list_snapshots),
-        route("POST", f"{box}/snapshots", x.create_snapshot),
-        route("GET", f"{box}/snapshot", x.get_snapshot),
-        route("DELETE", f"{box}/snapshot", x.remove_snapshot),
-        route("POST", f"{box}/snapshot/restore", x.restore_snapshot),
-        Route(f"{box}/export", x.export, methods=["GET"], include_in_schema=False),
-        route("GET", "/v1/x/images", x.list_images),
-        route("GET", "/v1/x/image", x.get_image),
-        route("DELETE", "/v1/x/image", x.remove_image),
-        route("POST", "/v1/x/images/pull", x.pull),
-        route("POST", "/v1/x/images/load", x.load, upload=True),
-        route("POST", "/v1/x/images/bootstrap", x.bootstrap),
-        route("POST", "/v1/x/images/prune", x.prune),
-        route("GET", "/v1/x/volumes", x.list_volumes),
-        route("POST", "/v1/x/volumes", x.create_volume),
-        route("GET", "/v1/x/volume", x.get_volume),
-        route("DELETE", "/v1/x/volume", x.remove_volume),
+        route("POST", f"{box}/exec", x.exec, "Start a command", takes=wire.ExecBody, gives=wire.Launched, lasting=True),
+        route(
+            "POST",
+            f"{box}/executions/{{execution}}/signal",
+            x.signal,
+            "Signal a command",
+            takes=wire.SignalBody,
+            gives=NoneType,
+        ),
+        route("GET", f"{box}/snapshots", x.list_snapshots, "List snapshots", gives=list[SnapshotInfo]),
+        route("POST", f"{box}/snapshots", x.create_snapshot, "Save the disk", takes=wire.NameBody, gives=SnapshotInfo),
+        route("GET", f"{box}/snapshot", x.get_snapshot, "Find a snapshot", gives=SnapshotInfo, query=("name",)),
+        route("DELETE", f"{box}/snapshot", x.remove_snapshot, "Remove a snapshot", gives=NoneType, query=("name",)),
+        route(
+            "POST",
+            f"{box}/snapshot/restore",
+            x.restore_snapshot,
+            "Restore the disk",
+            takes=wire.NameBody,
+            gives=NoneType,
+        ),
+        described("GET", f"{box}/export", x.export, "Get a box as an archive"),
+        route("GET", "/v1/x/images", x.list_images, "List images", gives=list[ImageInfo]),
+        route("GET", "/v1/x/image", x.get_image, "Find an image", gives=ImageInfo, query=("reference",)),
+        route("DELETE", "/v1/x/image", x.remove_image, "Remove an image", gives=list[str], query=("reference",)),
+        route("POST", "/v1/x/images/pull", x.pull, "Fetch an image", takes=wire.PullBody, gives=ImageInfo),
+        route(
+            "POST",
+            "/v1/x/images/load",
+            x.load,
+            "Load images from an archive",
+            gives=list[ImageInfo],
+            query=("reference?", "platform?"),
+            upload=rules.transit,
+        ),
+        route(
+            "POST",
+            "/v1/x/images/bootstrap",
+            x.bootstrap,
+            "Make an image from the Debian mirror",
+            takes=wire.BootstrapBody,
+            gives=ImageInfo,
+        ),
+        route("POST", "/v1/x/images/prune", x.prune, "Remove unused images", takes=wire.PruneBody, gives=int),
+        route("POST", "/v1/x/images/tag", x.tag, "Give an image another name", takes=wire.TagBody, gives=ImageInfo),
+        route("GET", "/v1/x/logins", x.list_logins, "List logins at registries", gives=list[LoginInfo]),
+        route("POST", "/v1/x/logins", x.login, "Keep a login", takes=wire.LoginBody, gives=LoginInfo),
+        route("DELETE", "/v1/x/login", x.logout, "Forget a login", gives=NoneType, query=("id",)),
+        route("GET", "/v1/x/volumes", x.list_volumes, "List volumes", gives=list[VolumeInfo]),
+        route("POST", "/v1/x/volumes", x.create_volume, "Make a volume", takes=wire.NameBody, gives=VolumeInfo),
+        route("GET", "/v1/x/volume", x.get_volume, "Find a volume", gives=VolumeInfo, query=("name",)),
+        route("DELETE", "/v1/x/volume", x.remove_volume, "Remove a volume", gives=NoneType, query=("name",)),
     ]
 
 
 class _Extra:
-    def __init__(self, backend: Runtime, on_created: Callable[[BoxInfo], None]) -> None:
+    def __init__(self, backend: Runtime, rules: Rules) -> None:
         self._backend = backend
-        self._on_created = on_created
+        self._rules = rules
 
     # Boxes.
 
@@ -102,14 +140,15 @@ class _Extra:
 
     async def list_boxes(self, call: Call) -> object:
         labels = call.query.get("labels")
-        return await self._backend.list(labels=None if labels is None else wire.loads(labels.encode(), dict[str, str]))
+        wanted = None if labels is None else wire.loads(labels.encode(), dict[str, str])
+        return [self._rules.shown(info) for info in await self._backend.list(labels=wanted)]
 
     async def create(self, call: Call) -> object:
         body = wire.loads(call.body, wire.CreateBody)
         if any(mount.source for mount in body.spec.mounts):
             raise UnsupportedError("a folder of the host cannot be mounted from afar; use a volume, or copy the files")
         # A box must outlive this process; when it ends with its client, its client ends it.
-        spec = msgspec.structs.replace(body.spec, detach=True)
+        spec = msgspec.structs.replace(self._rules.admit(body.spec), detach=True)
         return await self._made(await self._backend.create(spec, pull=body.pull, progress=call.progress))
 
     async def import_box(self, call: Call) -> object:
@@ -118,7 +157,7 @@ class _Extra:
         return await self._made(made)
 
     async def get(self, call: Call) -> object:
-        return await (await self._box(call)).info()
+        return self._rules.shown(await (await self._box(call)).info())
 
     async def remove(self, call: Call) -> object:
         await self._backend.remove(call.path["box"], force=call.query.get("force") == "1")
@@ -158,12 +197,14 @@ class _Extra:
 
     async def export(self, request: Request) -> Response:
         """The archive, as a file."""
-        path = Path(await anyio.to_thread.run_sync(tempfile.mktemp, ".tar", "hutch-export-"))
         try:
-            await (await self._backend.get(unquote(request.path_params["box"]))).export(path)
+            with contextlib.ExitStack() as stack:
+                path = stack.enter_context(self._rules.transit.place())
+                await (await self._backend.get(unquote(request.path_params["box"]))).export(path)
+                kept = stack.pop_all()
         except HutchError as error:
-            return Response(wire.dumps(wire.error_body(error)), error.status, media_type="application/json")
-        return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(_unlink, path))
+            return envelope(error, request_id(request.scope), details=True)
+        return FileResponse(path, media_type="application/octet-stream", background=BackgroundTask(kept.close))
 
     # Executions.
 
@@ -178,12 +219,14 @@ class _Extra:
         options: dict[str, Any] = {
             name: getattr(body, name) for name in body.__struct_fields__ if name not in ("id", "command", "file_op")
         }
+        if body.file_op is None:
+            options["timeout"] = self._rules.time_limit("timeout", body.timeout)
         try:
             options["file_op"] = None if body.file_op is None else FileOp(body.file_op)
         except ValueError:
             raise InvalidArgumentError(f"file_op {body.file_op} is not a file operation") from None
-        pid = await (await self._box(call)).launch(body.id, body.command, **options)
-        return wire.Launched(pid=pid)
+        pid, oom_kills = await (await self._box(call)).launch(body.id, body.command, **options)
+        return wire.Launched(pid=pid, oom_kills=oom_kills)
 
     async def signal(self, call: Call) -> object:
         signum = wire.loads(call.body, wire.SignalBody).signal
@@ -245,6 +288,21 @@ class _Extra:
     async def prune(self, call: Call) -> object:
         return await self._backend.images.prune(all=wire.loads(call.body, wire.PruneBody).all)
 
+    async def tag(self, call: Call) -> object:
+        body = wire.loads(call.body, wire.TagBody)
+        return await self._backend.images.tag(body.reference, body.name)
+
+    async def list_logins(self, call: Call) -> object:
+        return await self._backend.images.logins()
+
+    async def login(self, call: Call) -> object:
+        body = wire.loads(call.body, wire.LoginBody)
+        return await self._backend.images.login(body.registry, body.username, body.password, prefix=body.prefix)
+
+    async def logout(self, call: Call) -> object:
+        await self._backend.images.logout(_asked(call, "id"))
+        return None
+
     # Volumes.
 
     async def list_volumes(self, call: Call) -> object:
@@ -268,8 +326,8 @@ class _Extra:
 
     async def _made(self, box: Box) -> BoxInfo:
         info = await box.info()
-        self._on_created(info)
-        return info
+        self._rules.made(info)
+        return self._rules.shown(info)
 
 
 def _asked(call: Call, name: str) -> str:
@@ -294,8 +352,3 @@ def _seconds(call: Call) -> float:
     if not 0 <= seconds <= _LONGEST_WAIT:
         raise InvalidArgumentError(f"seconds is not a number from 0 to {_LONGEST_WAIT:g}")
     return seconds
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()

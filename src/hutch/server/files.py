@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from hutch.errors import InvalidArgumentError
 from hutch.server.doors import tar_files
-from hutch.server.envelope import PayloadTooLargeError
 from hutch.server.http import ERRORS, Segment, ServiceDep
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 router = APIRouter(prefix="/v1/boxes/{box_id}", tags=["files"], responses=ERRORS)
 
@@ -42,17 +38,7 @@ async def put_files(
     if not path:
         raise InvalidArgumentError("path: it is empty")
     box = await service.box_for_use(box_id)
-    limit = service.settings.max_transfer_bytes
-
-    async def pieces() -> AsyncIterator[bytes]:
-        size = 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > limit:
-                raise PayloadTooLargeError(f"the archive is larger than the limit of {limit} bytes")
-            yield piece
-
-    await tar_files(box).put_tar(pieces(), path, is_directory=source_is_dir == "true")
+    await tar_files(box).put_tar(request.stream(), path, is_directory=source_is_dir == "true")
     service.touch(box.id)
     return Response(status_code=204)
 

@@ -9,11 +9,13 @@ from fastapi import Depends, Path, Query
 from pydantic import AfterValidator
 
 from hutch.server.models import ErrorResponse
+from hutch.server.paging import Page
 from hutch.server.service import Service, service_of
 
 # The path is matched undecoded, so that a name may hold a slash.
 Segment = Annotated[str, Path(min_length=1, max_length=1024), AfterValidator(unquote)]
 Flag = Annotated[bool, Query()]
+PageDep = Annotated[Page, Depends()]
 ServiceDep = Annotated[Service, Depends(service_of)]
 
 _TEXTS = {
@@ -21,6 +23,7 @@ _TEXTS = {
     401: "No key, or an unknown one",
     403: "The key does not allow it",
     404: "The thing does not exist",
+    408: "The body did not come in time",
     409: "The name is taken, or the state of the thing does not allow it",
     410: "The execution ended long ago and its log was released",
     413: "The body is too large",

@@ -89,6 +89,9 @@ class CreateBox(Request):
     )
     auto_resume: bool | None = Field(default=None, description="true: also a box that was stopped on request")
     labels: dict[str, str] = {}
+    isolation: Literal["auto", "vm", "container"] | None = Field(
+        default=None, description="how it is kept apart from the host: one of those in the configuration"
+    )
     network: NetworkRequest | None = None
     secrets: list[SecretRequest] = []
     volumes: list[VolumeMount] = Field(default=[], max_length=64)
@@ -158,12 +161,12 @@ class AliasRequest(Request):
 
 
 class RegistryRequest(Request):
-    """A login at a registry."""
+    """A login at a registry, for pulls of the repositories below the prefix."""
 
-    registry_host: str = Field(min_length=1, max_length=255)
+    registry_host: str = Field(min_length=1, max_length=255, examples=["registry.example:5000"])
     repository_prefix: str = Field(default="", max_length=255)
     username: str = Field(min_length=1, max_length=1024)
-    password: str = Field(min_length=1, max_length=65536)
+    password: str = Field(min_length=1, max_length=65536, json_schema_extra={"writeOnly": True}, repr=False)
 
 
 class ErrorBody(BaseModel):
@@ -254,6 +257,7 @@ class ExecList(BaseModel):
     """Executions of one box."""
 
     executions: list[ExecView]
+    next_page_token: str | None = None
 
 
 class SnapshotView(BaseModel):
@@ -271,6 +275,7 @@ class SnapshotList(BaseModel):
     """The snapshots of one box."""
 
     snapshots: list[SnapshotView]
+    next_page_token: str | None = None
 
 
 class VolumeView(BaseModel):
@@ -287,6 +292,7 @@ class VolumeList(BaseModel):
     """All volumes."""
 
     volumes: list[VolumeView]
+    next_page_token: str | None = None
 
 
 class ImageRow(BaseModel):
@@ -304,6 +310,7 @@ class ImageList(BaseModel):
     """All names of all images."""
 
     images: list[ImageRow]
+    next_page_token: str | None = None
 
 
 class ImageVersion(BaseModel):
@@ -318,6 +325,16 @@ class ImageVersion(BaseModel):
     upstream_missing_at: str | None = None
 
 
+class AliasView(BaseModel):
+    """An alias was given to a version, and may have been taken from another one."""
+
+    alias: str
+    from_digest: str | None
+    to_digest: str
+    recorded_at: str
+    actor: str | None
+
+
 class ImageDetail(BaseModel):
     """All that is known about an image."""
 
@@ -325,7 +342,7 @@ class ImageDetail(BaseModel):
     curated: bool = False
     aliases: list[str]
     versions: list[ImageVersion]
-    history: list[str] = []
+    history: list[AliasView] = Field(default=[], description="of aliases that were given here, the latest first")
 
 
 class ImageUsage(BaseModel):
@@ -351,6 +368,7 @@ class RegistryList(BaseModel):
     """All logins."""
 
     registries: list[RegistryView]
+    next_page_token: str | None = None
 
 
 class BootTiming(BaseModel):
@@ -398,8 +416,8 @@ class Capabilities(BaseModel):
     network_enabled: bool = False
     tunnels_enabled: bool = False
     secrets_enabled: bool = False
-    image_alias_enabled: bool = False
-    registry_credentials_enabled: bool = False
+    image_alias_enabled: bool = True
+    registry_credentials_enabled: bool = True
 
 
 class ConfigView(BaseModel):
@@ -407,6 +425,7 @@ class ConfigView(BaseModel):
 
     version: str
     capabilities: Capabilities
+    isolations: list[str] = Field(description="what a client may choose; the first one is the default")
     defaults: dict[str, int]
     limits: dict[str, int]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 import anyio
-from starlette.responses import JSONResponse
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -23,21 +23,20 @@ from hutch.core.relay import SILENCE, SUBPROTOCOL, Downward, Upward
 from hutch.errors import (
     HutchError,
     InvalidArgumentError,
-    PermissionDeniedError,
     UnauthenticatedError,
     UpstreamUnavailableError,
 )
-from hutch.sdk.remote_wire import error_body
 from hutch.server import extra
+from hutch.server.envelope import envelope, request_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from starlette.routing import BaseRoute
 
     from hutch.sdk.base import Runtime
     from hutch.sdk.remote_link import RemoteLink
-    from hutch.types import BoxInfo
+    from hutch.server.rules import Rules
 
 _READ = 512 * 1024
 _HELLO_SECONDS = 10.0
@@ -50,24 +49,27 @@ class Local(Protocol):
 
     async def connect_agent(self, exec_id: str) -> socket.socket: ...
 
+    def oom_kills(self) -> int | None: ...
+
 
 @runtime_checkable
 class Remote(Protocol):
     """A box of another machine: there is a relay beside it."""
 
-    async def connect_relay(self, exec_id: str, watcher: str) -> RemoteLink: ...
+    async def connect_relay(self, exec_id: str, watcher: str, oom_kills: int | None) -> RemoteLink: ...
 
 
-def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info: None) -> list[BaseRoute]:
-    """All routes for our own SDK: the relay's, and those under ``/v1/x`` (which see for ``on_created``)."""
-    relay = _Relay(backend)
+def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
+    """All routes for our own SDK: the relay's, and those under ``/v1/x``."""
+    relay = _Relay(backend, rules)
     socket_route = WebSocketRoute("/v1/boxes/{box}/executions/{execution}/relay", relay.serve)
-    return [socket_route, *extra.routes(backend, on_created)]
+    return [socket_route, *extra.routes(backend, rules)]
 
 
 class _Relay:
-    def __init__(self, backend: Runtime) -> None:
+    def __init__(self, backend: Runtime, rules: Rules) -> None:
         self._backend = backend
+        self._rules = rules
         # The connection of each watcher: (to cancel it, set once it is gone).
         self._watchers: dict[tuple[str, str, str], tuple[anyio.CancelScope, anyio.Event]] = {}
 
@@ -77,24 +79,27 @@ class _Relay:
         reading = ws.scope.get("hutch.principal") == "read"
         watcher = ws.query_params.get("watcher", "")[:64]
         try:
+            oom_kills = _number(ws, "oom_kills")
             if SUBPROTOCOL not in ws.scope["subprotocols"]:
                 raise InvalidArgumentError(f"the relay speaks the WebSocket sub-protocol {SUBPROTOCOL}; offer it")
             box = await self._backend.get(unquote(ws.path_params["box"]))
             async with self._alone((box.id, exec_id, watcher) if watcher else None):
-                if isinstance(box, Remote) and reading:
-                    raise PermissionDeniedError("this key may only read, and cannot watch from here")
+                used = functools.partial(self._rules.used, box.id)
                 if isinstance(box, Remote):
-                    async with contextlib.aclosing(await _next_relay(box, exec_id, watcher)) as link:
+                    async with contextlib.aclosing(await _next_relay(box, exec_id, watcher, oom_kills)) as link:
                         await ws.accept(subprotocol=SUBPROTOCOL)
-                        await _both(ws, _link_down(ws, link), _link_up(ws, link))
+                        await _both(
+                            ws, _link_down(ws, link), _up(ws, link.send, Upward(exec_id, None, used, reading=reading))
+                        )
                 elif isinstance(box, Local):
                     with await box.connect_agent(exec_id) as sock:
                         hello = await _greet(sock)
+                        gate = Downward(exec_id, _oom_killed(box, oom_kills))
                         await ws.accept(subprotocol=SUBPROTOCOL)
                         await _both(
                             ws,
-                            _agent_down(ws, sock, Downward(exec_id)),
-                            _agent_up(ws, sock, Upward(exec_id, hello, reading=reading)),
+                            _agent_down(ws, sock, gate),
+                            _up(ws, _sender(sock), Upward(exec_id, hello, used, reading=reading)),
                         )
                         await _hand_over(sock)
         except HutchError as error:
@@ -123,9 +128,29 @@ class _Relay:
             gone.set()
 
 
-async def _next_relay(box: Remote, exec_id: str, watcher: str) -> RemoteLink:
+def _number(ws: WebSocket, name: str) -> int | None:
+    text = ws.query_params.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or len(text) > 18:
+        raise InvalidArgumentError(f"{name}: {text!r:.100} is not a number")
+    return int(text)
+
+
+def _oom_killed(box: Local, before: int | None) -> Callable[[], bool]:
+    """Whether memory has run out in the box since the execution was started, or else since now."""
+    known = box.oom_kills() if before is None else before
+
+    def killed() -> bool:
+        now = box.oom_kills()
+        return known is not None and now is not None and now > known
+
+    return killed
+
+
+async def _next_relay(box: Remote, exec_id: str, watcher: str, oom_kills: int | None) -> RemoteLink:
     try:
-        return await box.connect_relay(exec_id, watcher)
+        return await box.connect_relay(exec_id, watcher, oom_kills)
     except UnauthenticatedError as error:  # that is between us and the runner
         raise UpstreamUnavailableError(f"the box's runner does not know us: {error}") from None
 
@@ -161,12 +186,15 @@ async def _agent_down(ws: WebSocket, sock: socket.socket, gate: Downward) -> Non
             await ws.send_bytes(frames)
 
 
-async def _agent_up(ws: WebSocket, sock: socket.socket, gate: Upward) -> None:
-    loop = asyncio.get_running_loop()
+def _sender(sock: socket.socket) -> Callable[[bytes], Awaitable[None]]:
+    return functools.partial(asyncio.get_running_loop().sock_sendall, sock)
+
+
+async def _up(ws: WebSocket, send: Callable[[bytes], Awaitable[None]], gate: Upward) -> None:
     while True:
         onward, answers = gate.feed(await _receive(ws))
         if onward:
-            await loop.sock_sendall(sock, onward)
+            await send(onward)
         if answers:
             await ws.send_bytes(answers)
 
@@ -174,11 +202,6 @@ async def _agent_up(ws: WebSocket, sock: socket.socket, gate: Upward) -> None:
 async def _link_down(ws: WebSocket, link: RemoteLink) -> None:
     while message := await link.receive():
         await ws.send_bytes(message)
-
-
-async def _link_up(ws: WebSocket, link: RemoteLink) -> None:
-    while True:
-        await link.send(await _receive(ws))
 
 
 async def _greet(sock: socket.socket) -> bytes:
@@ -211,4 +234,4 @@ async def _refuse(ws: WebSocket, error: HutchError) -> None:
     if ws.client_state.name == "DISCONNECTED" or ws.application_state.name != "CONNECTING":
         return
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
-        await ws.send_denial_response(JSONResponse(error_body(error), error.status))
+        await ws.send_denial_response(envelope(error, request_id(ws.scope), details=True))

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from hutch.errors import ConfigError
+from hutch.runtime.runtime import LocalRuntime
+from hutch.server.app import make_app
 from hutch.server.wire import BoundedHttp, Limits, ReceiptedWebSocket
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from starlette.types import ASGIApp
 
     from hutch.server.settings import ServerSettings
+
+    # Told when the server listens: what stops it, and its URL.
+    Started = Callable[["Server", str], object]
 
 
 class Server(uvicorn.Server):
@@ -37,6 +44,24 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
+async def serve_home(home: Path, settings: ServerSettings, host: str, port: int, started: Started) -> None:
+    """Serve the boxes of a home until the server is stopped. Raises `ConfigError` when the address cannot be used."""
+    with listen(host, port) as listener:
+        async with LocalRuntime(home) as runtime:
+            await run(make_app(runtime, settings), settings, listener, started)
+
+
+async def run(app: ASGIApp, settings: ServerSettings, listener: socket.socket, started: Started) -> None:
+    """Serve an application on a listening socket until the server is stopped."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * settings.max_connections + 1024  # boxes and files have theirs
+    if soft < wanted:  # boxes have limits of their own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+    server = make_server(app, settings)
+    started(server, address(listener))
+    await server.serve(sockets=[listener])
+
+
 def make_server(app: ASGIApp, settings: ServerSettings) -> Server:
     """Return a server for the application; ``serve(sockets=[…])`` runs it."""
     config = uvicorn.Config(
@@ -47,7 +72,6 @@ def make_server(app: ASGIApp, settings: ServerSettings) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.shutdown_seconds,
         ws_max_size=settings.max_frame_bytes,
@@ -56,7 +80,9 @@ def make_server(app: ASGIApp, settings: ServerSettings) -> Server:
         ws_per_message_deflate=False,
     )
     config.hutch_limits = Limits(  # type: ignore[attr-defined]  # travels with the configuration
-        max_header_bytes=settings.max_header_bytes, header_seconds=settings.header_seconds
+        max_header_bytes=settings.max_header_bytes,
+        header_seconds=settings.header_seconds,
+        max_connections=settings.max_connections,
     )
     return Server(config)
 
@@ -77,3 +103,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener
+
+
+def address(listener: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

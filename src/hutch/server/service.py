@@ -14,6 +14,7 @@ from hutch.errors import HutchError, InvalidArgumentError, NotFoundError
 from hutch.server import policy
 from hutch.server.registry import Executions
 from hutch.server.store import Marks
+from hutch.server.transit import Transit
 from hutch.types import BoxState
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Service:
     def __init__(self, backend: Runtime, settings: ServerSettings) -> None:
         self.backend = backend
         self.settings = settings
+        self.transit = Transit(settings.state)
         self.counters = Counters()
         self.timings: dict[str, Timing] = {}
         # CPU seconds of a box at the last look: (when, how many).
@@ -61,7 +63,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[TaskGroup]:
         """Hold the records open; background work goes to the task group, which ends with the server."""
-        self.marks = Marks(self.settings.state)
+        self.marks = Marks(self.settings.state, self.settings.database)
         try:
             async with anyio.create_task_group() as tasks:
                 self.executions = Executions(self.settings, tasks)
@@ -82,11 +84,12 @@ class Service:
             raise NotFoundError(f"box {key!r:.100} does not exist")
         return box
 
-    async def box_for_use(self, key: str) -> Box:
-        """Find a box that a command or a transfer is about to use: that is activity, and starts a box again that only
-        the idle policy has stopped."""
+    async def box_for_use(self, key: str, *, active: bool = True) -> Box:
+        """Find a box that a command or a transfer is about to use. That starts a box again that only the idle policy
+        has stopped, and is activity; who only comes to look (not ``active``) has to do something first."""
         box = await self.box(key)
-        self.touch(box.id)
+        if active:
+            self.touch(box.id)
         while (stopping := self._stopping.get(box.id)) is not None:
             await stopping.wait()
         mark = self.marks.get(box.id)

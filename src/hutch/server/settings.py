@@ -13,17 +13,22 @@ from hutch.errors import ConfigError
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Times are seconds, sizes bytes.
 
-    ``state`` is the folder of the server's own records and of files in transit. Without any key everybody who can
-    reach the server may do everything, which is why it then answers only requests that name this machine.
-    ``auto_stop`` and ``auto_delete`` are what a box gets that does not say.
+    ``state`` is the folder of the server's own records (in the file ``database``, if that is given) and of files in
+    transit. Without any key everybody who can reach the server may do everything, which is why it then answers only
+    requests that name this machine. ``auto_stop`` and ``auto_delete`` are what a box gets that does not say.
+    ``isolations`` are the kinds that clients may choose; the first one is for those that do not. ``header_seconds``
+    and ``body_seconds`` are what the head and the body of a request may take, ``stall_seconds`` is how long an archive
+    that is sent may come to a halt.
     """
 
     state: Path
+    database: Path | None = None
     api_keys: tuple[str, ...] = ()
     read_only_keys: tuple[str, ...] = ()
     path_prefix: str = ""
     auto_stop: int = 900
     auto_delete: int = 0
+    isolations: tuple[str, ...] = ("auto", "container", "vm")
     exec_timeout: float | None = None
     max_exec_timeout: float | None = None
     max_json_bytes: int = 1 << 20
@@ -32,6 +37,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_header_bytes: int = 64 << 10
     max_connections: int = 4096
     header_seconds: float = 20.0
+    body_seconds: float = 30.0
+    stall_seconds: float = 300.0
     heartbeat_seconds: float = 15.0
     silence_seconds: float = 30.0
     keep_alive_seconds: int = 130
@@ -51,6 +58,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("one key cannot be given both all rights and the right to read only")
         if self.read_only_keys and not self.api_keys:
             raise ConfigError("a key with the right to read only needs one with all rights beside it")
+        if not self.isolations:
+            raise ConfigError("no kind of isolation is left for clients to choose")
         for what, seconds in (("auto_stop", self.auto_stop), ("auto_delete", self.auto_delete)):
             if seconds != 0 and seconds < 60:
                 raise ConfigError(f"{what} must be 0 (never) or at least 60 seconds, not {seconds}")

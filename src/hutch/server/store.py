@@ -1,22 +1,20 @@
-"""What the server itself must remember over a restart: the activity of boxes."""
+"""What the server itself must remember over a restart: the activity of boxes, and beside it the history of aliases."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import sqlite3
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from hutch.errors import ConfigError, DatabaseError
+from hutch.server.aliases import AliasLog
+from hutch.server.transit import Transit
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-TRANSIT = "transit-"
-"""What the names of folders begin with that hold files on their way."""
 
 _BUSY_SECONDS = 10.0
 
@@ -32,14 +30,13 @@ class Marks:
     """The marks of all boxes, in memory and, with `flush`, on disk (readable by the owner only). One server at a time
     has them. Raises `ConfigError` or `DatabaseError`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: Path | None = None) -> None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = (folder / "lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in folder.glob(f"{TRANSIT}*"):  # by a server that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            path = folder / "server.db"
+            Transit(folder).clear()
+            path = database or folder / "server.db"
             path.touch(mode=0o600)
             os.chmod(path, 0o600)
             self._db = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -53,6 +50,7 @@ class Marks:
             raise ConfigError(f"another server uses {folder.parent} already; stop it, or choose another home") from None
         except (OSError, sqlite3.Error) as error:
             raise DatabaseError(f"the server's records in {folder} cannot be opened: {error}") from error
+        self.aliases = AliasLog(self._db)
         self._marks = {box: Mark(at, bool(stopped)) for box, at, stopped in rows}
         self._changed: set[str] = set()
 

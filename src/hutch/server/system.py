@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
 
 from hutch import __version__
 from hutch.errors import UnsupportedError
@@ -27,6 +29,7 @@ async def config(service: ServiceDep) -> ConfigView:
     return ConfigView(
         version=__version__,
         capabilities=Capabilities(),
+        isolations=list(settings.isolations),
         defaults={"auto_stop": settings.auto_stop, "auto_delete": settings.auto_delete},
         limits={
             "max_cpus": 32,
@@ -73,7 +76,7 @@ async def update_network(box_id: Segment, body: NetworkRule, service: ServiceDep
 
 @router.post("/v1/boxes/{box_id}/network/tunnel", tags=["network"])
 @router.delete("/v1/boxes/{box_id}/network/tunnel", status_code=204, tags=["network"])
-async def tunnel(box_id: Segment, service: ServiceDep, port: int) -> Response:
+async def tunnel(box_id: Segment, service: ServiceDep, port: Annotated[int, Query(ge=1, le=65535)]) -> Response:
     """Tunnels to ports of a box. Not supported yet."""
     await service.box(box_id)
     raise UnsupportedError("network: boxes of this server have no network yet, so there is no port to reach")

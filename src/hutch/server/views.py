@@ -5,14 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from hutch.core import ociref
+from hutch.errors import InvalidArgumentError
 from hutch.server import policy
 from hutch.server.models import (
+    AliasView,
     BoxView,
     ImageDetail,
     ImageRow,
     ImageVersion,
     NetworkState,
     NetworkView,
+    RegistryView,
     SnapshotView,
     VolumeView,
 )
@@ -20,8 +24,9 @@ from hutch.server.models import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hutch.server.aliases import AliasChange
     from hutch.server.service import Service
-    from hutch.types import BoxInfo, ImageInfo, SnapshotInfo, VolumeInfo
+    from hutch.types import BoxInfo, ImageInfo, LoginInfo, SnapshotInfo, VolumeInfo
 
 
 # The end of the year 9999.
@@ -93,6 +98,15 @@ def split_reference(reference: str) -> tuple[str, str]:
     return (head, tag) if colon and "/" not in tag else (reference.partition("@")[0], "latest")
 
 
+def repository_of(reference: str) -> str:
+    """The full name of a reference without its tag."""
+    try:
+        parsed = ociref.parse(reference)
+    except InvalidArgumentError:  # a digest
+        return reference
+    return f"{parsed.domain}/{parsed.path}"
+
+
 def image_rows(info: ImageInfo) -> list[ImageRow]:
     """The names of an image; its digest, where it has none."""
     rows = []
@@ -111,17 +125,38 @@ def image_rows(info: ImageInfo) -> list[ImageRow]:
     return rows
 
 
-def image(name: str, infos: Sequence[ImageInfo]) -> ImageDetail:
-    """An image in detail: all the states that are here."""
+def image(name: str, infos: Sequence[ImageInfo], history: Sequence[AliasChange], *, repository: str) -> ImageDetail:
+    """An image in detail: all the states that are here, and their tags in the repository."""
     versions = [
         ImageVersion(
             digest=info.digest,
             source_ref=info.references[0] if info.references else info.digest,
             recorded_at=moment(info.created_at),
-            aliases=[split_reference(reference)[1] for reference in info.references],
+            aliases=[split_reference(text)[1] for text in info.references if repository_of(text) == repository],
             size_bytes=info.size,
         )
         for info in infos
     ]
+    changes = [
+        AliasView(
+            alias=change.alias,
+            from_digest=change.from_digest,
+            to_digest=change.to_digest,
+            recorded_at=moment(change.at),
+            actor=change.actor,
+        )
+        for change in history
+    ]
     aliases = [alias for version in versions for alias in version.aliases]
-    return ImageDetail(name=name, aliases=aliases, versions=versions)
+    return ImageDetail(name=name, aliases=aliases, versions=versions, history=changes)
+
+
+def registry(info: LoginInfo) -> RegistryView:
+    """A login at a registry."""
+    return RegistryView(
+        id=info.id,
+        registry_host=info.registry,
+        repository_prefix=info.prefix,
+        username=info.username,
+        created_at=moment(info.created_at),
+    )

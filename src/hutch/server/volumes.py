@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 
 from hutch.server import views
 from hutch.server.boxes import find_volume
-from hutch.server.http import ERRORS, Flag, Segment, ServiceDep
+from hutch.server.http import ERRORS, Flag, PageDep, Segment, ServiceDep
 from hutch.server.models import VolumeList, VolumeRequest, VolumeView
 
 router = APIRouter(prefix="/v1/volumes", tags=["volumes"], responses=ERRORS)
@@ -22,9 +22,10 @@ async def create_volume(service: ServiceDep, body: VolumeRequest | None = None) 
 
 
 @router.get("")
-async def list_volumes(service: ServiceDep) -> VolumeList:
+async def list_volumes(service: ServiceDep, page: PageDep) -> VolumeList:
     """List the volumes, oldest first."""
-    return VolumeList(volumes=[views.volume(info) for info in await service.backend.volumes.list()])
+    infos = page.of(await service.backend.volumes.list(), lambda info: (info.created_at, info.id))
+    return VolumeList(volumes=[views.volume(info) for info in infos], next_page_token=page.next_token)
 
 
 @router.get("/{volume_id}")

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
 
-from hutch.errors import InvalidArgumentError
+from hutch.errors import InvalidArgumentError, ResourceExhaustedError
 from hutch.server.envelope import envelope
 
 if TYPE_CHECKING:
@@ -28,6 +28,13 @@ RECEIPTS = "hutch.receipts"
 _MARK = b"hutch"
 # A client that has answered none for so many seconds is taken for one that never does.
 _PATIENCE = 5.0
+
+
+async def overloaded(scope: Any, receive: Any, send: Any) -> None:
+    """The application of a connection that is one too many."""
+    error = ResourceExhaustedError("the server has as many connections as it takes; come again later")
+    headers = {"retry-after": "1", "connection": "close"}
+    await envelope(error, secrets.token_hex(8), headers=headers)(scope, receive, send)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -65,6 +72,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._disarm()
+        if len(self.connections) > Limits.of(self.config).max_connections:
+            self.app = overloaded
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -95,9 +104,10 @@ class BoundedHttp(HttpToolsProtocol):
 class Limits:
     """The settings that the connections need; they travel with uvicorn's configuration."""
 
-    def __init__(self, *, max_header_bytes: int, header_seconds: float) -> None:
+    def __init__(self, *, max_header_bytes: int, header_seconds: float, max_connections: int) -> None:
         self.max_header_bytes = max_header_bytes
         self.header_seconds = header_seconds
+        self.max_connections = max_connections
 
     @staticmethod
     def of(config: Config) -> Limits:
@@ -196,6 +206,8 @@ class ReceiptedWebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.receipts = Receipts(self._ping, self.loop)
+        if len(self.connections) >= Limits.of(self.config).max_connections:
+            self.app = overloaded
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
