@@ -23,5 +23,6 @@ int cmd_mapped(int argc, char **argv); /* run a host command in the user namespa
 int cmd_disk(int argc, char **argv);   /* run a host command that sees the disk of a limited box */
 int cmd_unpack(int argc, char **argv); /* tar on stdin -> directory */
 int cmd_pack(int argc, char **argv);   /* directory -> tar on stdout */
+int cmd_door(int argc, char **argv);   /* prepare a box's network namespace for the gateway */
 
 #endif
