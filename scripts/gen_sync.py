@@ -50,7 +50,11 @@ if TYPE_CHECKING:
         Isolation,
         LogEntry,
         Mount,
+        NetPolicy,
+        Outbound,
         Progress,
+        PublishedPort,
+        Refusal,
         Result,
         SnapshotInfo,
         VolumeInfo,
@@ -83,7 +87,20 @@ def _iterate(portal: BlockingPortal, make: Callable[[], AsyncIterator[T]]) -> It
         yield item[0]
 '''
 
-WRAPPED = ("Stdin", "Stream", "Execution", "Files", "Snapshots", "Box", "Images", "Volumes", "Runtime")
+WRAPPED = (
+    "Stdin",
+    "Stream",
+    "Execution",
+    "Files",
+    "Snapshots",
+    "Tunnel",
+    "Ports",
+    "Network",
+    "Box",
+    "Images",
+    "Volumes",
+    "Runtime",
+)
 
 
 def main() -> int:

@@ -41,3 +41,12 @@ def _parse(authority: bytes) -> tuple[str, int | None]:
     text = match[1].decode("ascii")
     name = plain_name(text) or text.strip("[]").lower()
     return name, None if match[2] is None else int(match[2])
+
+
+def path(target: bytes) -> bytes:
+    """Return a target without scheme and host, as a server of one host expects it."""
+    absolute = _ABSOLUTE.match(target)
+    if absolute is None:
+        return target
+    rest = target[absolute.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest

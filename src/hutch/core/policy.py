@@ -1,8 +1,8 @@
 """Which peers a box may reach: the rules of an allow-list, and what they say about an address or a name.
 
-A rule is ``HOST``, ``HOST:PORT`` or ``HOST:FIRST-LAST``, where HOST is an address, a network (``10.0.0.0/8``), a name, or a
-name whose first label is ``*`` (all names below it, at any depth; a lone ``*``: every name). An IPv6 host stands in
-brackets when a port follows.
+A rule is ``HOST``, ``HOST:PORT`` or ``HOST:FIRST-LAST``, where HOST is an address, a network (``10.0.0.0/8``), a name,
+or a name whose first label is ``*`` (all names below it, at any depth; a lone ``*``: every name). An IPv6 host stands
+in brackets when a port follows.
 
 A rule with a name admits a connection by what it says about itself (TLS SNI, HTTP Host), and whoever asks then looks
 the name up himself: the address that the box chose counts for nothing.
@@ -13,13 +13,15 @@ from __future__ import annotations
 import enum
 import ipaddress
 import re
-from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from hutch.errors import InvalidArgumentError
 from hutch.types import Outbound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -146,7 +148,15 @@ class Policy:
 
     def name(self, name: str, port: int) -> bool:
         """Whether a rule admits a connection to this name. Names are as `plain_name` returns them."""
-        return any(rule.admits(port) and _matches(rule.name, name) for rule in self._names)
+        return self.outbound is Outbound.ALLOW_LIST and any(
+            rule.admits(port) and _matches(rule.name, name) for rule in self._names
+        )
+
+    def host(self, port: int) -> bool:
+        """Whether a rule admits connections to a port of the host's loopback by its name."""
+        return self.outbound is not Outbound.DISABLED and any(
+            rule.name == HOST_NAME and rule.admits(port) for rule in self._names
+        )
 
     def answer(self, name: str, address: Address, port: int | None, *, own: bool = False) -> bool:
         """Whether an address that the name was found to have may be used. ``port``: ``None`` where it is not known
@@ -156,7 +166,8 @@ class Policy:
         address = plain_address(address)
         if self._is_special(address, port):
             return False
-        return not (own or _within(address, _PRIVATE)) or self._is_listed(address, port)
+        private = self.outbound is not Outbound.ENABLED and _within(address, _PRIVATE)
+        return not (own or private) or self._is_listed(address, port)
 
     def may_look_up(self, name: str) -> bool:
         """Whether the box may ask for a name: where addresses are listed too, any name may lead to one."""
@@ -215,6 +226,4 @@ def _contains(network: Network | None, address: Address) -> bool:
 
 
 def _is_part(part: Network | None, whole: Network) -> bool:
-    if isinstance(part, ipaddress.IPv4Network) and isinstance(whole, ipaddress.IPv4Network):
-        return part.subnet_of(whole)
-    return isinstance(part, ipaddress.IPv6Network) and isinstance(whole, ipaddress.IPv6Network) and part.subnet_of(whole)
+    return part is not None and part.prefixlen >= whole.prefixlen and _contains(whole, part.network_address)

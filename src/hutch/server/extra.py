@@ -63,6 +63,8 @@ def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info
         route("POST", f"{box}/kill", x.kill),
         route("POST", f"{box}/detach", x.detach),
         route("POST", f"{box}/clone", x.clone),
+        route("POST", f"{box}/network", x.update_network),
+        route("GET", f"{box}/network/log", x.network_log),
         route("GET", f"{box}/wait", x.wait),
         route("GET", f"{box}/stats", x.stats),
         route("GET", f"{box}/log", x.log),
@@ -108,6 +110,8 @@ class _Extra:
         body = wire.loads(call.body, wire.CreateBody)
         if any(mount.source for mount in body.spec.mounts):
             raise UnsupportedError("a folder of the host cannot be mounted from afar; use a volume, or copy the files")
+        if body.spec.network.ports:
+            raise UnsupportedError("a port of the host cannot be published from afar")
         # A box must outlive this process; when it ends with its client, its client ends it.
         spec = msgspec.structs.replace(body.spec, detach=True)
         return await self._made(await self._backend.create(spec, pull=body.pull, progress=call.progress))
@@ -133,6 +137,13 @@ class _Extra:
     async def stop(self, call: Call) -> object:
         await (await self._box(call)).stop(timeout=wire.loads(call.body, wire.StopBody).timeout)
         return None
+
+    async def update_network(self, call: Call) -> object:
+        body = wire.loads(call.body, wire.NetworkBody)
+        return await (await self._box(call)).network.update(body.outbound, allow=body.allow)
+
+    async def network_log(self, call: Call) -> object:
+        return await (await self._box(call)).network.log()
 
     async def kill(self, call: Call) -> object:
         await (await self._box(call)).kill(wire.loads(call.body, wire.SignalBody).signal)

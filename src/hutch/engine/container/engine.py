@@ -124,6 +124,11 @@ class ContainerEngine:
             return Observed(running=False)
         return Observed(running=True, pid=entry.process.pid)
 
+    def network(self, directory: Path) -> int | None:
+        """See `hutch.engine.base.Engine.network`: PID 1 is in it."""
+        entry = record.read(directory)
+        return None if entry is None or entry.process is None else entry.process.pidfd()
+
     async def kill(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.kill`. Raises `EngineError` when something does not go away."""
         with anyio.CancelScope(shield=True):

@@ -37,7 +37,7 @@ def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[str], *, pids
     records: list[tuple[str, str]] = [
         ("hostname", plan.hostname),
         ("hosts", f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {plan.hostname}\n"),
-        ("resolv", ""),
+        ("resolv", f"nameserver {plan.nameserver}\n" if plan.nameserver else ""),
         ("stage", str(plan.directory / "run")),
         *upper.configuration(plan.directory),
         ("uid_map", mapping.uid_map),
