@@ -88,18 +88,8 @@ def _iterate(portal: BlockingPortal, make: Callable[[], AsyncIterator[T]]) -> It
 '''
 
 WRAPPED = (
-    "Stdin",
-    "Stream",
-    "Execution",
-    "Files",
-    "Snapshots",
-    "Tunnel",
-    "Ports",
-    "Network",
-    "Box",
-    "Images",
-    "Volumes",
-    "Runtime",
+    *("Stdin", "Stream", "Execution", "Files", "Snapshots", "Tunnel", "Forward", "Ports", "Network", "Box"),
+    *("Images", "Volumes", "Runtime"),
 )
 
 

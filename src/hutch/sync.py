@@ -252,6 +252,37 @@ class Tunnel:
         return self._portal.call(functools.partial(self._wrapped.__aexit__, kind, value, traceback))
 
 
+class Forward:
+    """Sync form of `hutch.sdk.base.Forward`."""
+
+    def __init__(self, portal: BlockingPortal, wrapped: base.Forward) -> None:
+        self._portal = portal
+        self._wrapped = wrapped
+
+    @property
+    def host_ip(self) -> str:
+        """The address on which the host listens."""
+        return self._wrapped.host_ip
+
+    @property
+    def host_port(self) -> int:
+        """The port at which the host listens."""
+        return self._wrapped.host_port
+
+    def close(self) -> None:
+        """Take the port away and break its connections. Idempotent."""
+        return self._portal.call(functools.partial(self._wrapped.close))
+
+    def __enter__(self) -> Self:
+        self._portal.call(functools.partial(self._wrapped.__aenter__))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return self._portal.call(functools.partial(self._wrapped.__aexit__, kind, value, traceback))
+
+
 class Ports:
     """Sync form of `hutch.sdk.base.Ports`."""
 
@@ -262,6 +293,13 @@ class Ports:
     def connect(self, port: int) -> Tunnel:
         """Connect to a port on the box's loopback. Raises `NetworkError` when nobody listens there."""
         return Tunnel(self._portal, self._portal.call(functools.partial(self._wrapped.connect, port)))
+
+    def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> Forward:
+        """Let a port of this host (0: one that is free) lead to a port of the box. Raises `NetworkError` when it"""
+        return Forward(
+            self._portal,
+            self._portal.call(functools.partial(self._wrapped.forward, port, host_port=host_port, host_ip=host_ip)),
+        )
 
 
 class Network:

@@ -29,6 +29,9 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 HOST_NAME = "host.hutch.internal"
 """The name by which a box reaches the loopback of its host, where a rule allows that."""
 
+GATEWAY_ADDRESS = "192.0.2.1"
+"""The name server of every box, and what that name leads to. Nobody has this address (RFC 5737)."""
+
 _ALL_PORTS = (1, 65535)
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 

@@ -16,7 +16,7 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from hutch.core.policy import HOST_NAME, plain_name
+from hutch.core.policy import GATEWAY_ADDRESS, HOST_NAME, plain_name
 from hutch.errors import NetworkError
 from hutch.net.resolver import reaches_ipv6
 from hutch.types import Outbound
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from hutch.core.policy import Policy
     from hutch.net.journal import Journal
     from hutch.net.resolver import Resolver
-
-GATEWAY_ADDRESS = "192.0.2.1"
-"""The name server of every box, and the host's loopback as a box sees it. Nobody has this address (RFC 5737)."""
 
 _UDP_BYTES = 1232
 _FIXED_TTL = 60

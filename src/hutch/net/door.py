@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import anyio
 import msgspec
 
-from hutch.core.policy import Policy, Verdict, plain_address
+from hutch.core.policy import GATEWAY_ADDRESS, Policy, Verdict, plain_address
 from hutch.core.sniff import LIMIT, Kind, Sniffer
 from hutch.errors import NetworkError
 from hutch.net import upstream
-from hutch.net.dns import GATEWAY_ADDRESS, NameService
+from hutch.net.dns import NameService
 from hutch.net.http import Exchange, Peers, Refused
 from hutch.net.link import PlainLink
 from hutch.net.relay import Relay, reset_at_close, tune

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import time
 from collections import OrderedDict
@@ -40,9 +41,10 @@ class Sources(msgspec.Struct, frozen=True):
 
 
 def host_sources(resolv: Path = Path("/etc/resolv.conf"), hosts: Path = Path("/etc/hosts")) -> Sources:
-    """Read the host's own configuration (resolv.conf(5), hosts(5))."""
-    servers = []
-    for line in _lines(resolv):
+    """Read the host's own configuration (resolv.conf(5), hosts(5)). ``$HUTCH_DNS``, addresses with commas between
+    them, takes the place of the name servers."""
+    servers = [(word, 53) for word in os.environ.get("HUTCH_DNS", "").split(",") if _address(word) is not None]
+    for line in [] if servers else _lines(resolv):
         words = line.split()
         if words[:1] == ["nameserver"] and len(words) > 1 and _address(words[1]) is not None:
             servers.append((words[1], 53))

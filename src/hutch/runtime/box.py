@@ -67,7 +67,7 @@ class LocalBox:
         self.files = BoxFiles(self)
         self.snapshots = BoxSnapshots(runtime, box_id)
         self.network = BoxNetwork(runtime, box_id)
-        self.ports = BoxPorts(self)
+        self.ports = BoxPorts(self, runtime.spawn)
         self._runtime = runtime
         self._lives = runtime.lives
         self._executions: set[LocalExecution] = set()

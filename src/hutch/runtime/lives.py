@@ -21,6 +21,7 @@ import msgspec
 from hutch.core import agentproto as proto
 from hutch.core import lifecycle
 from hutch.core.lifecycle import Event, Use
+from hutch.core.policy import GATEWAY_ADDRESS
 from hutch.engine.base import BoxPlan, Lower, MountPlan
 from hutch.errors import (
     DatabaseError,
@@ -31,7 +32,6 @@ from hutch.errors import (
     StoppedError,
 )
 from hutch.host.files import locked
-from hutch.net.dns import GATEWAY_ADDRESS
 from hutch.runtime import logs
 from hutch.runtime.channel import AgentChannel
 from hutch.runtime.gatekeeper import is_served

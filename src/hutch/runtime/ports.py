@@ -7,14 +7,12 @@ the same windows, and ends with the box.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import logging
 import socket
 from typing import TYPE_CHECKING
 
 import anyio
-import msgspec
 
 from hutch.core import agentproto as proto
 from hutch.errors import HutchError, NetworkError
@@ -22,7 +20,7 @@ from hutch.net.relay import reset_at_close, tune
 from hutch.runtime.checks import check_text, check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from types import TracebackType
     from typing import Self
 
@@ -94,36 +92,59 @@ class LocalTunnel:
         await self.close()
 
 
-class Forward(msgspec.Struct, frozen=True):
-    """Where a forwarded port is reached on the host."""
+class LocalForward:
+    """A port of the host that leads to a port of a box. Implements `hutch.sdk.base.Forward`."""
 
-    host_ip: str
-    host_port: int
+    def __init__(self, box: LocalBox, listener: socket.socket, port: int) -> None:
+        self.host_ip: str = listener.getsockname()[0]
+        self.host_port: int = listener.getsockname()[1]
+        self._box = box
+        self._listener = listener
+        self._port = port
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+
+    async def serve(self) -> None:
+        """Join the connections that come, until `close`."""
+        try:
+            with self._scope, self._listener:
+                await serve_port(self._listener, self._box, self._port)
+        finally:
+            self._ended.set()
+
+    async def close(self) -> None:
+        """Take the port away and break its connections. Idempotent."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
 
 class BoxPorts:
     """The ports of one box. Implements `hutch.sdk.base.Ports`."""
 
-    def __init__(self, box: LocalBox) -> None:
+    def __init__(self, box: LocalBox, spawn: Callable[..., None]) -> None:
         self._box = box
+        self._spawn = spawn
 
     async def connect(self, port: int) -> LocalTunnel:
         """Connect to a TCP port of the box, whatever its network policy. See `hutch.sdk.base.Ports.connect`."""
         check_whole("port", port, 1, 65535)
         return await LocalTunnel.open(self._box, port)
 
-    @contextlib.asynccontextmanager
-    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> AsyncIterator[Forward]:
-        """Let a port of the host lead to a port of the box for the time of the block. See
-        `hutch.sdk.base.Ports.forward`."""
+    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> LocalForward:
+        """Let a port of the host lead to a port of the box. See `hutch.sdk.base.Ports.forward`."""
         check_whole("port", port, 1, 65535)
         check_whole("host_port", host_port, 0, 65535)
-        listener = listen_at(check_text("host_ip", host_ip), host_port)
-        with listener:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(serve_port, listener, self._box, port)
-                yield Forward(*listener.getsockname()[:2])
-                tasks.cancel_scope.cancel()
+        forward = LocalForward(self._box, listen_at(check_text("host_ip", host_ip), host_port), port)
+        self._spawn(forward.serve)
+        return forward
 
 
 def listen_at(host_ip: str, host_port: int) -> socket.socket:

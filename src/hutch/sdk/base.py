@@ -178,11 +178,36 @@ class Tunnel(Protocol):
     ) -> None: ...
 
 
+class Forward(Protocol):
+    """A port of the host that leads to a port of a box, until it is closed (or the runtime is)."""
+
+    @property
+    def host_ip(self) -> str:
+        """The address on which the host listens."""
+
+    @property
+    def host_port(self) -> int:
+        """The port at which the host listens."""
+
+    async def close(self) -> None:
+        """Take the port away and break its connections. Idempotent."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
 class Ports(Protocol):
     """TCP ports of a box, reached from outside. They need no network of the box; whoever holds the box may connect."""
 
     async def connect(self, port: int) -> Tunnel:
         """Connect to a port on the box's loopback. Raises `NetworkError` when nobody listens there."""
+
+    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> Forward:
+        """Let a port of this host (0: one that is free) lead to a port of the box. Raises `NetworkError` when it
+        cannot be had."""
 
 
 class Network(Protocol):

@@ -12,7 +12,7 @@ from hutch.types import BoxInfo, NetPolicy, Refusal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hutch.sdk.base import Tunnel
+    from hutch.sdk.base import Forward, Tunnel
     from hutch.sdk.remote_http import Http
     from hutch.types import Outbound
 
@@ -44,4 +44,12 @@ class RemotePorts:
 
     async def connect(self, port: int) -> Tunnel:
         """Raise `UnsupportedError`: servers have no tunnels."""
-        raise UnsupportedError(f"port {port} cannot be reached through a server; connect on the machine of the box")
+        raise _no_tunnels(port)
+
+    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> Forward:
+        """Raise `UnsupportedError`: servers have no tunnels."""
+        raise _no_tunnels(port)
+
+
+def _no_tunnels(port: int) -> UnsupportedError:
+    return UnsupportedError(f"port {port} cannot be reached through a server; connect on the machine of the box")
