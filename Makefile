@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 BASE_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools make
-DEMO_PACKAGES := $(BASE_PACKAGES) mmdebstrap busybox-static docker-registry skopeo umoci qemu-system-x86 e2fsprogs
+DEMO_PACKAGES := $(BASE_PACKAGES) mmdebstrap busybox-static nftables docker-registry skopeo umoci qemu-system-x86 e2fsprogs
 TEST_PACKAGES := $(DEMO_PACKAGES) clang libclang-rt-14-dev uidmap iproute2 zsh fish
 
 .PHONY: demo test lint unit agent-test fuzz two-sided census crash bench lock clean

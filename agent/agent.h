@@ -16,6 +16,9 @@ int agent_run(const struct agent_options *options);
 /* Serve one file operation (FILEOP of the protocol) on stdin, stdout and stderr; returns the exit status. Runs in a forked child. */
 int files_child(int op, const char *path);
 
+/* Join stdin and stdout with a TCP port of the box; returns the exit status. Runs in a forked child. */
+int tunnel_child(const char *port);
+
 /* Modes: argv starts with the mode's name. Each returns the exit status. */
 int cmd_agent(int argc, char **argv);
 int cmd_launch(int argc, char **argv); /* start a box: namespaces, root, limits, then agent_run as PID 1 */
@@ -26,5 +29,6 @@ int cmd_disk(int argc, char **argv);   /* run a host command that sees the disk 
 int cmd_merged(int argc, char **argv); /* run a host command that sees layers as one tree */
 int cmd_unpack(int argc, char **argv); /* tar on stdin -> directory */
 int cmd_pack(int argc, char **argv);   /* directory -> tar on stdout */
+int cmd_door(int argc, char **argv);   /* prepare a box's network namespace for the gateway */
 
 #endif

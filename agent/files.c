@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { OP_GET = 1, OP_PUT = 2, OP_STAT = 3, OP_LIST = 4 };
+enum { OP_GET = 1, OP_PUT = 2, OP_STAT = 3, OP_LIST = 4, OP_TUNNEL = 5 };
 enum { EXIT_FAILED = 1, EXIT_MISSING = 2 };
 
 static int fail(struct tar_error *error, const char *path) {
@@ -150,6 +150,8 @@ int files_child(int op, const char *path) {
     static int (*const operations[])(const char *, struct tar_error *) = {
         [OP_GET] = get, [OP_PUT] = put, [OP_STAT] = stat_one, [OP_LIST] = list};
     struct tar_error error = {0};
+    if (op == OP_TUNNEL)
+        return tunnel_child(path);
     if (op < OP_GET || op > OP_LIST) {
         fprintf(stderr, "unknown file operation %d\n", op);
         return EXIT_FAILED;

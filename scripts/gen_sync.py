@@ -51,7 +51,11 @@ if TYPE_CHECKING:
         LogEntry,
         LoginInfo,
         Mount,
+        NetPolicy,
+        Outbound,
         Progress,
+        PublishedPort,
+        Refusal,
         Result,
         SnapshotInfo,
         VolumeInfo,
@@ -97,7 +101,10 @@ def _iterate(portal: BlockingPortal, make: Callable[[], AsyncIterator[T]]) -> It
         yield item[0]
 '''
 
-WRAPPED = ("Stdin", "Stream", "Execution", "Files", "Snapshots", "Box", "Images", "Volumes", "Runtime")
+WRAPPED = (
+    *("Stdin", "Stream", "Execution", "Files", "Snapshots", "Tunnel", "Forward", "Ports", "Network", "Box"),
+    *("Images", "Volumes", "Runtime"),
+)
 
 
 def main() -> int:

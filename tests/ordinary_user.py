@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 NAME = "hutch-test"
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-_PACKAGES = ("msgspec", "anyio", "httpx2", "backports.zstd", "rich", "pytest", "pytest-timeout")
+_PACKAGES = (
+    *("msgspec", "anyio", "httpx2", "backports.zstd", "rich", "pytest", "pytest-timeout"),
+    *("dnspython", "h11"),
+)
 
 
 class OrdinaryUser(NamedTuple):

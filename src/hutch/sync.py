@@ -35,7 +35,11 @@ if TYPE_CHECKING:
         LogEntry,
         LoginInfo,
         Mount,
+        NetPolicy,
+        Outbound,
         Progress,
+        PublishedPort,
+        Refusal,
         Result,
         SnapshotInfo,
         VolumeInfo,
@@ -227,6 +231,109 @@ class Snapshots:
         return self._portal.call(functools.partial(self._wrapped.remove, name))
 
 
+class Tunnel:
+    """Sync form of `hutch.sdk.base.Tunnel`."""
+
+    def __init__(self, portal: BlockingPortal, wrapped: base.Tunnel) -> None:
+        self._portal = portal
+        self._wrapped = wrapped
+
+    def send(self, data: bytes) -> None:
+        """Send bytes, waiting while the peer does not read. Raises `NetworkError` when it has gone."""
+        return self._portal.call(functools.partial(self._wrapped.send, data))
+
+    def end(self) -> None:
+        """Say that nothing more will be sent; what the peer says still arrives. Idempotent."""
+        return self._portal.call(functools.partial(self._wrapped.end))
+
+    def receive(self) -> bytes:
+        """Return the next bytes, none at the end."""
+        return self._portal.call(functools.partial(self._wrapped.receive))
+
+    def close(self) -> None:
+        """Break the connection. Idempotent."""
+        return self._portal.call(functools.partial(self._wrapped.close))
+
+    def __enter__(self) -> Self:
+        self._portal.call(functools.partial(self._wrapped.__aenter__))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return self._portal.call(functools.partial(self._wrapped.__aexit__, kind, value, traceback))
+
+
+class Forward:
+    """Sync form of `hutch.sdk.base.Forward`."""
+
+    def __init__(self, portal: BlockingPortal, wrapped: base.Forward) -> None:
+        self._portal = portal
+        self._wrapped = wrapped
+
+    @property
+    def host_ip(self) -> str:
+        """The address on which the host listens."""
+        return self._wrapped.host_ip
+
+    @property
+    def host_port(self) -> int:
+        """The port at which the host listens."""
+        return self._wrapped.host_port
+
+    def close(self) -> None:
+        """Take the port away and break its connections. Idempotent."""
+        return self._portal.call(functools.partial(self._wrapped.close))
+
+    def __enter__(self) -> Self:
+        self._portal.call(functools.partial(self._wrapped.__aenter__))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return self._portal.call(functools.partial(self._wrapped.__aexit__, kind, value, traceback))
+
+
+class Ports:
+    """Sync form of `hutch.sdk.base.Ports`."""
+
+    def __init__(self, portal: BlockingPortal, wrapped: base.Ports) -> None:
+        self._portal = portal
+        self._wrapped = wrapped
+
+    def connect(self, port: int) -> Tunnel:
+        """Connect to a port on the box's loopback. Raises `NetworkError` when nobody listens there."""
+        return Tunnel(self._portal, self._portal.call(functools.partial(self._wrapped.connect, port)))
+
+    def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> Forward:
+        """Let a port of this host (0: one that is free) lead to a port of the box. Raises `NetworkError` when it"""
+        return Forward(
+            self._portal,
+            self._portal.call(functools.partial(self._wrapped.forward, port, host_port=host_port, host_ip=host_ip)),
+        )
+
+
+class Network:
+    """Sync form of `hutch.sdk.base.Network`."""
+
+    def __init__(self, portal: BlockingPortal, wrapped: base.Network) -> None:
+        self._portal = portal
+        self._wrapped = wrapped
+
+    def get(self) -> NetPolicy:
+        """Return the policy as it is; of a running box with the ports that were chosen."""
+        return self._portal.call(functools.partial(self._wrapped.get))
+
+    def update(self, outbound: Outbound | str | None = None, *, allow: Sequence[str] | None = None) -> NetPolicy:
+        """Change whom the box may reach: ``disabled``, ``enabled``, or ``allow-list`` (the default where rules are"""
+        return self._portal.call(functools.partial(self._wrapped.update, outbound, allow=allow))
+
+    def log(self) -> list[Refusal]:
+        """Return what the box was refused, oldest first; the newest few thousand entries."""
+        return self._portal.call(functools.partial(self._wrapped.log))
+
+
 class Box:
     """Sync form of `hutch.sdk.base.Box`."""
 
@@ -253,6 +360,16 @@ class Box:
     def snapshots(self) -> Snapshots:
         """The box's snapshots."""
         return Snapshots(self._portal, self._wrapped.snapshots)
+
+    @property
+    def network(self) -> Network:
+        """The box's network."""
+        return Network(self._portal, self._wrapped.network)
+
+    @property
+    def ports(self) -> Ports:
+        """The box's ports."""
+        return Ports(self._portal, self._wrapped.ports)
 
     def info(self) -> BoxInfo:
         return self._portal.call(functools.partial(self._wrapped.info))
@@ -535,6 +652,8 @@ class Runtime:
         disk_gb: int | None = None,
         pids: int | None = 4096,
         mounts: Sequence[Mount] = (),
+        network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
+        ports: Sequence[PublishedPort | int] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -566,6 +685,8 @@ class Runtime:
                     disk_gb=disk_gb,
                     pids=pids,
                     mounts=mounts,
+                    network=network,
+                    ports=ports,
                     isolation=isolation,
                     auto_remove=auto_remove,
                     auto_resume=auto_resume,

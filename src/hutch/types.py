@@ -52,6 +52,42 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     read_only: bool = False
 
 
+class Outbound(enum.StrEnum):
+    """Whom a box may reach over the network: nobody, anybody, or those in its list."""
+
+    DISABLED = "disabled"
+    ENABLED = "enabled"
+    ALLOW_LIST = "allow-list"
+
+
+class PublishedPort(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A TCP port of a box that is reached at a port of the host. ``host_port`` 0: one that is free, chosen at each
+    start (`BoxInfo.network` says which)."""
+
+    port: int
+    host_port: int = 0
+    host_ip: str = "127.0.0.1"
+
+
+class NetPolicy(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The network of a box. ``allow``: the rules of the allow-list (docs/network.md)."""
+
+    outbound: Outbound = Outbound.DISABLED
+    allow: tuple[str, ...] = ()
+    ports: tuple[PublishedPort, ...] = ()
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt of a box to reach something that its policy does not allow, or that could not be reached. ``peer``:
+    address and port, or the name that was looked up; ``name``: what the connection said that it wants."""
+
+    time: float
+    protocol: str
+    peer: str
+    name: str = ""
+    reason: str
+
+
 class BoxSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a box is made from.
 
@@ -69,6 +105,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     labels: dict[str, str] = {}
     limits: Limits = Limits()
     mounts: tuple[Mount, ...] = ()
+    network: NetPolicy = NetPolicy()
     isolation: Isolation = Isolation.AUTO
     auto_remove: bool = False
     auto_resume: bool = False
@@ -103,6 +140,7 @@ class BoxInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     limits: Limits = Limits()
     unenforced: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = ()
+    network: NetPolicy = NetPolicy()
     auto_remove: bool = False
     auto_resume: bool = False
     detach: bool = False
@@ -188,6 +226,9 @@ class BoxStats(msgspec.Struct, frozen=True, kw_only=True):
     commands_failed: int = 0
     output_bytes: int = 0
     input_bytes: int = 0
+    network_sent_bytes: int | None = None
+    network_received_bytes: int | None = None
+    network_connections: int | None = None
 
 
 class FileInfo(msgspec.Struct, frozen=True, kw_only=True):

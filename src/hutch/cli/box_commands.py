@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hutch.cli import options
 from hutch.cli.parser import Argument, Command, Option
-from hutch.cli.shared_options import BOX, JSON, PLATFORM, QUIET
+from hutch.cli.shared_options import ALLOW_NET, BOX, JSON, PLATFORM, QUIET
 
 INTERACTIVE = Option("-i --interactive", "", "forward standard input")
 TTY = Option("-t --tty", "", "give the command a terminal")
@@ -46,6 +46,15 @@ SPECIFICATION = (
         parse=options.mount,
         many=True,
         complete="file",
+    ),
+    Option("--network", "MODE", "whom the box may reach (default disabled)", choices=("enabled", "disabled")),
+    ALLOW_NET,
+    Option(
+        "-p --publish",
+        "[[ADDRESS:]HOST_PORT:]PORT",
+        "let a port of the host (by default on its loopback) lead to a TCP port of the box",
+        parse=options.publish,
+        many=True,
     ),
     Option("--cpus", "N", "number of CPUs", parse=options.cpus),
     Option("-m --memory", "SIZE", "memory, e.g. 512m, 2g; a plain number is MiB", parse=options.memory),

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hutch.cli.box_commands import BOX_COMMANDS
+from hutch.cli.network_commands import NETWORK_COMMANDS
 from hutch.cli.server_commands import SERVER_COMMANDS
 from hutch.cli.store_commands import STORE_COMMANDS
 
 if TYPE_CHECKING:
     from hutch.cli.parser import Command
 
-COMMANDS = (*BOX_COMMANDS, *STORE_COMMANDS, *SERVER_COMMANDS)
+COMMANDS = (*BOX_COMMANDS, *NETWORK_COMMANDS, *STORE_COMMANDS, *SERVER_COMMANDS)
 
 NOUNS = tuple(dict.fromkeys(command.name.split()[0] for command in COMMANDS if " " in command.name))
 

@@ -17,6 +17,14 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _HOST_PATH = ("/", "./", "../", "~")
 
 
+class PublishOption(NamedTuple):
+    """``-p [[ADDRESS:]HOST_PORT:]PORT``; ``host_port`` 0: one that is free."""
+
+    port: int
+    host_port: int
+    host_ip: str
+
+
 class MountOption(NamedTuple):
     """``-v SOURCE:TARGET[:ro|rw]``; exactly one of ``source`` (host path) and ``volume`` is not empty."""
 
@@ -122,6 +130,14 @@ def label(text: str) -> tuple[str, str]:
     if not key:
         raise ValueError(f"{text!r} has no key; write KEY=VALUE")
     return key, value
+
+
+def publish(text: str) -> PublishOption:
+    """``80``, ``8080:80``, ``127.0.0.1:8080:80``, ``[::1]:8080:80``."""
+    match = re.fullmatch(r"(?:(?:(\[[0-9a-fA-F:]+\]|[0-9.]+):)?(\d{0,5}):)?(\d{1,5})", text, re.ASCII)
+    if match is None or not 1 <= int(match[3]) <= 65535 or int(match[2] or 0) > 65535:
+        raise ValueError(f"{text!r} is not [[ADDRESS:]HOST_PORT:]PORT; write e.g. 80, 8080:80 or 127.0.0.1:8080:80")
+    return PublishOption(int(match[3]), int(match[2] or 0), (match[1] or "127.0.0.1").strip("[]"))
 
 
 def mount(text: str) -> MountOption:

@@ -10,10 +10,11 @@ import anyio
 
 from hutch.cli import output, terminal
 from hutch.cli.connection import Connection
+from hutch.cli.network import network_policy
 from hutch.cli.parser import UsageError
 from hutch.cli.progress import Display
 from hutch.errors import InvalidArgumentError, NotFoundError
-from hutch.types import Mount
+from hutch.types import Mount, PublishedPort
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -150,6 +151,8 @@ async def _create(runtime: Runtime, args: Arguments, command: tuple[str, ...] | 
             disk_gb=args.disk,
             pids=args.pids or None,
             mounts=[Mount(**mount._asdict()) for mount in args.volume],
+            network=network_policy(args.network, args.allow_net),
+            ports=[PublishedPort(**port._asdict()) for port in args.publish],
             isolation=args.isolation,
             auto_remove=args.rm,
             auto_resume=args.auto_resume,

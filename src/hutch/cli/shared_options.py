@@ -17,6 +17,12 @@ GLOBAL = (
     Option("--local", "", "the boxes of this machine, whatever is stored"),
 )
 
+ALLOW_NET = Option(
+    "--allow-net",
+    "HOST[:PORT]",
+    "let the box reach this host: a name, *.NAME, address or network; with --network enabled beyond what that allows",
+    many=True,
+)
 JSON = Option("--json", "", "print JSON")
 QUIET = Option("-q --quiet", "", "no progress")
 PLATFORM = Option("--platform", "OS/ARCH", "choose this platform of the image")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Seconds between the two looks at a box that its CPU share is computed from.
 _SAMPLE, _WATCH = 0.2, 1.0
-_HEADER = ("ID", "NAME", "CPU %", "MEMORY", "LIMIT", "PIDS", "DISK", "COMMANDS", "UPTIME")
+_HEADER = ("ID", "NAME", "CPU %", "MEMORY", "LIMIT", "PIDS", "DISK", "NET OUT", "NET IN", "COMMANDS", "UPTIME")
 _CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
@@ -77,6 +77,8 @@ def _row(sample: _Sample, before: _Sample | None) -> tuple[str, ...]:
         output.size(usage.memory_limit_bytes),
         "-" if usage.pids is None else str(usage.pids),
         output.size(usage.disk_bytes),
+        output.size(usage.network_sent_bytes),
+        output.size(usage.network_received_bytes),
         str(usage.commands_started),
         f"{usage.uptime_seconds:.0f}s",
     )

@@ -85,12 +85,13 @@ class FailCode(enum.IntEnum):
 
 
 class FileOp(enum.IntEnum):
-    """File operations that the agent serves."""
+    """Operations that the agent serves itself, on files and on a port of the box (``TUNNEL``)."""
 
     GET = 1
     PUT = 2
     STAT = 3
     LIST = 4
+    TUNNEL = 5
 
 
 class Hello(msgspec.Struct, frozen=True):

@@ -70,6 +70,8 @@ class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str
     limits: Limits = Limits()
     mounts: tuple[MountPlan, ...] = ()
+    nameserver: str = ""
+    """Which the box asks for names; empty: none. Nobody answers there until the box has a network."""
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +129,11 @@ class Engine(Protocol):
 
     def last_words(self, directory: Path) -> str:
         """Return what is known of why a box ended that nobody has stopped; empty when nothing is."""
+
+    def network(self, directory: Path) -> int | None:
+        """Return a new pidfd of a process in the network namespace in which the packets of the box end, ``None`` when
+        the box does not run. The process lives as long as the box; the host's root, or the user whose box it is, may
+        enter the namespace and change it, and nobody in the box may."""
 
     async def kill(self, directory: Path) -> None:
         """End every process of the box at once and release all that the start took (mounts, cgroups, run files).

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 
 from hutch.errors import UpstreamUnavailableError
-from hutch.host import files
+from hutch.host import files, unixsocket
 from hutch.host.cgroup import Group
 from hutch.host.proc import Process
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
 STATE = "state.json"
@@ -58,21 +58,8 @@ def clear(directory: Path) -> None:
 
 
 def listen(directory: Path, name: str = SOCKET) -> socket.socket:
-    """Return a listening socket in the ``run`` folder. An address holds 108 bytes, so it goes by way of the folder's
-    descriptor."""
-    run = os.open(_run(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=run)
-        listener.bind(f"/proc/self/fd/{run}/{name}")
-        listener.listen(128)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(run)
-    return listener
+    """Return a listening socket in the ``run`` folder."""
+    return unixsocket.listen(_run(directory), name)
 
 
 def connect(directory: Path, name: str = SOCKET) -> socket.socket:
@@ -80,23 +67,14 @@ def connect(directory: Path, name: str = SOCKET) -> socket.socket:
 
     Raises `UpstreamUnavailableError` when nobody listens, `BlockingIOError` when its queue of connections is full.
     """
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.setblocking(False)
     try:
-        run = os.open(_run(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            connection.connect(f"/proc/self/fd/{run}/{name}")
-        finally:
-            os.close(run)
+        return unixsocket.connect(_run(directory), name)
     except BlockingIOError:
-        connection.close()
         raise
     except OSError as error:
-        connection.close()
         raise UpstreamUnavailableError(
             f"the agent of the box in {directory} does not listen ({name}: {error.strerror})"
         ) from error
-    return connection
 
 
 async def connect_patiently(directory: Path) -> socket.socket:

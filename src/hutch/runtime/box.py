@@ -34,9 +34,12 @@ from hutch.runtime.checks import (
 from hutch.runtime.execution import COLLECT_LIMIT, DISCARD, Host, LocalExecution
 from hutch.runtime.files import BoxFiles
 from hutch.runtime.follow import follow_log
+from hutch.runtime.gatekeeper import is_served
 from hutch.runtime.ghost import haunt
 from hutch.runtime.home import new_id
 from hutch.runtime.lives import MAIN
+from hutch.runtime.network import BoxNetwork
+from hutch.runtime.ports import BoxPorts
 from hutch.runtime.snapshots import BoxSnapshots
 from hutch.types import BoxState, BoxStats, ExecInfo, ExecState
 
@@ -65,6 +68,8 @@ class LocalBox:
         self.name = name
         self.files = BoxFiles(self)
         self.snapshots = BoxSnapshots(runtime, box_id)
+        self.network = BoxNetwork(runtime, box_id)
+        self.ports = BoxPorts(self, runtime.spawn)
         self._runtime = runtime
         self._lives = runtime.lives
         self._executions: set[LocalExecution] = set()
@@ -301,6 +306,8 @@ class LocalBox:
             raise HutchError("the box's agent gave another answer than was asked for")
         engine, directory = self._runtime.engines.of_box(self.id)
         usage = engine.usage(directory)
+        served = is_served(self._lives.record(self.id).spec.network)
+        traffic = await self._runtime.gatekeeper.report(self.id) if served else None
         return BoxStats(
             memory_bytes=usage.memory_bytes,
             memory_limit_bytes=usage.memory_limit_bytes,
@@ -313,6 +320,9 @@ class LocalBox:
             commands_failed=answer.failed,
             output_bytes=answer.output_bytes,
             input_bytes=answer.input_bytes,
+            network_sent_bytes=None if traffic is None else traffic.sent,
+            network_received_bytes=None if traffic is None else traffic.received,
+            network_connections=None if traffic is None else traffic.connections,
         )
 
     async def log_records(self) -> list[logs.Record]:

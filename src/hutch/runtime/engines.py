@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from hutch.errors import UnsupportedError
+from hutch.runtime.gatekeeper import is_served
 from hutch.types import Isolation
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "qemu-system-x86_64"
 NO_MOUNTS = "VMs have no mounts and volumes yet; use isolation 'container', or copy files in"
+NO_NETWORK = "VMs have no network and published ports yet; use isolation 'container'"
 
 
 class Engines:
@@ -62,10 +64,10 @@ class Engines:
             return Isolation.CONTAINER
         if spec.isolation is Isolation.VM:
             self.vm.check()
-            if spec.mounts:
-                raise UnsupportedError(NO_MOUNTS)
+            if (problem := vm_problem(spec)) is not None:
+                raise UnsupportedError(problem)
             return Isolation.VM
-        return Isolation.VM if not spec.mounts and await self.prefer_vm() else Isolation.CONTAINER
+        return Isolation.VM if vm_problem(spec) is None and await self.prefer_vm() else Isolation.CONTAINER
 
     async def prefer_vm(self) -> bool:
         """Whether boxes are VMs unless they ask for something else: where KVM really works, and a kernel is there."""
@@ -77,3 +79,10 @@ class Engines:
             return f"none: {PROGRAM} is not installed"
         speed = "at full speed, with KVM" if await self.vm.uses_kvm() else "slow, by translation (no usable KVM)"
         return speed if self.vm.kernels.current() else f"{speed}; `hutch setup vm` fetches the kernel"
+
+
+def vm_problem(spec: BoxSpec) -> str | None:
+    """Return what a specification asks for that a VM cannot be yet."""
+    if spec.mounts:
+        return NO_MOUNTS
+    return NO_NETWORK if is_served(spec.network) else None

@@ -21,6 +21,7 @@ import msgspec
 from hutch.core import agentproto as proto
 from hutch.core import lifecycle
 from hutch.core.lifecycle import Event, Use
+from hutch.core.policy import GATEWAY_ADDRESS
 from hutch.engine.base import BoxPlan, Lower, MountPlan
 from hutch.errors import (
     DatabaseError,
@@ -33,6 +34,7 @@ from hutch.errors import (
 from hutch.host.files import locked
 from hutch.runtime import logs
 from hutch.runtime.channel import AgentChannel
+from hutch.runtime.gatekeeper import is_served
 from hutch.types import BoxInfo, BoxState
 
 if TYPE_CHECKING:
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
     from hutch.runtime.disks import Disks
     from hutch.runtime.engines import Engines
     from hutch.runtime.execution import LocalExecution
+    from hutch.runtime.gatekeeper import Gatekeeper
     from hutch.runtime.home import Home
     from hutch.state import BoxRecord, Store
+    from hutch.types import BoxSpec
 
 log = logging.getLogger("hutch.runtime")
 
@@ -65,12 +69,22 @@ _STOP_MARGIN = 2.0
 class Lives:
     """See the module."""
 
-    def __init__(self, home: Home, store: Store, engines: Engines, images: ImageStore, disks: Disks) -> None:
+    def __init__(
+        self,
+        home: Home,
+        store: Store,
+        engines: Engines,
+        images: ImageStore,
+        disks: Disks,
+        gatekeeper: Gatekeeper | None,
+    ) -> None:
+        """``gatekeeper``: ``None`` in the process that serves the network itself."""
         self._home = home
         self._store = store
         self._engines = engines
         self._images = images
         self._disks = disks
+        self._gatekeeper = gatekeeper
         self._channels: dict[str, AgentChannel] = {}
         self._connecting: dict[str, anyio.Lock] = {}
         # Settings of boxes that were used through a channel: what an execution needs of the record.
@@ -151,6 +165,26 @@ class Lives:
         async with self.holding(box_id) as record:
             spec = msgspec.structs.replace(record.spec, detach=True)
             self._store.save_box(msgspec.structs.replace(record, spec=spec))
+
+    async def set_network(self, record: BoxRecord, spec: BoxSpec) -> None:
+        """Give a box another specification of its network. The caller holds the lock. When this returns nothing that
+        it forbids is possible any more; a `NetworkError` says that the box could not be told."""
+        self._store.save_box(msgspec.structs.replace(record, spec=spec, updated_at=time.time()))
+        served = is_served(spec.network) or is_served(record.spec.network)
+        if served and self._gatekeeper is not None and record.state in ALIVE:
+            await self._gatekeeper.sync(record.id)
+
+    async def serve_network(self, record: BoxRecord) -> BoxRecord:
+        """See to it that the network of a running box is served, if it has one; again, should that have been killed.
+        Returns the record with the ports that were chosen. Raises `NetworkError`."""
+        if self._gatekeeper is None or not is_served(record.spec.network):
+            return record
+        reply = await self._gatekeeper.sync(record.id)
+        if reply.ports == record.published:
+            return record
+        record = msgspec.structs.replace(record, published=reply.ports)
+        self._store.save_box(record)
+        return record
 
     async def destroy(self, box_id: str) -> None:
         """End a box at once and release what its start took; for removal. The caller holds the lock."""
@@ -312,8 +346,10 @@ class Lives:
                 exit_code=None,
                 reason=None,
                 unenforced=started.unenforced,
+                published=(),
             )
             self.started.add(record.id)
+            record = await self.serve_network(record)
             if record.command is not None:
                 await self._start_main(record, watch)
         except BaseException as error:
@@ -359,6 +395,7 @@ class Lives:
             directory=directory,
             lowers=tuple(self._home.lower(name) for name in record.disks) + image_layers,
             hostname=record.spec.hostname or record.spec.name or record.id,
+            nameserver=GATEWAY_ADDRESS,
             limits=record.spec.limits,
             mounts=tuple(self._mount(record, index) for index in range(len(record.spec.mounts))),
         )
@@ -463,6 +500,9 @@ def describe(record: BoxRecord) -> BoxInfo:
         limits=spec.limits,
         unenforced=record.unenforced,
         mounts=spec.mounts,
+        network=msgspec.structs.replace(spec.network, ports=record.published or spec.network.ports)
+        if record.state in ALIVE
+        else spec.network,
         auto_remove=spec.auto_remove,
         auto_resume=spec.auto_resume,
         detach=spec.detach,

@@ -30,6 +30,7 @@ from hutch.runtime.box import LocalBox
 from hutch.runtime.checks import check_callable, check_name, check_path, quoted
 from hutch.runtime.disks import Disks
 from hutch.runtime.engines import Engines
+from hutch.runtime.gatekeeper import Gatekeeper
 from hutch.runtime.home import Home, new_id
 from hutch.runtime.library import LocalImages, LocalVolumes
 from hutch.runtime.lives import ALIVE, Lives, describe
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from hutch.engine.base import Engine
-    from hutch.types import BoxInfo, ImageInfo, Mount, Progress
+    from hutch.types import BoxInfo, ImageInfo, Mount, NetPolicy, Outbound, Progress, PublishedPort
 
 log = logging.getLogger("hutch.runtime")
 
@@ -57,9 +58,13 @@ _CLOSE_SECONDS = 5.0
 class LocalRuntime:
     """See the module. Use it as an async context manager. Implements `hutch.sdk.base.Runtime`."""
 
-    def __init__(self, home: Path | str | None = None, *, engine: Engine | None = None) -> None:
+    def __init__(
+        self, home: Path | str | None = None, *, engine: Engine | None = None, is_gateway: bool = False
+    ) -> None:
+        """``is_gateway``: this is the process that serves the network of the home's boxes."""
         self._given_home = home
         self._given_engine = engine
+        self._is_gateway = is_gateway
         self._tasks: TaskGroup | None = None
         self._boxes: dict[str, LocalBox] = {}
         self._closed = False
@@ -73,7 +78,15 @@ class LocalRuntime:
         self.engines = Engines(self.home, self.store, self._given_engine)
         self.image_store = ImageStore(self.home.images, config=RegistryConfig(logins=self.home.logins))
         self.disks = Disks(self.home, self.store, self.engines)
-        self.lives = Lives(self.home, self.store, self.engines, self.image_store, self.disks)
+        self.gatekeeper = Gatekeeper(self.home)
+        self.lives = Lives(
+            self.home,
+            self.store,
+            self.engines,
+            self.image_store,
+            self.disks,
+            None if self._is_gateway else self.gatekeeper,
+        )
         self.images = LocalImages(self)
         self.volumes = LocalVolumes(self)
         # The caller's side of the background tasks; they live in a group of a task of their own, so that
@@ -134,6 +147,8 @@ class LocalRuntime:
         disk_gb: int | None = None,
         pids: int | None = 4096,
         mounts: Sequence[Mount] = (),
+        network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
+        ports: Sequence[PublishedPort | int] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -165,6 +180,8 @@ class LocalRuntime:
                 disk_gb=disk_gb,
                 pids=pids,
                 mounts=mounts,
+                network=network,
+                ports=ports,
                 isolation=isolation,
                 auto_remove=auto_remove,
                 auto_resume=auto_resume,
@@ -293,6 +310,8 @@ class LocalRuntime:
                     await self.lives.settle_forsaken(record.id)
                 elif not self.engines.of(record).observe(self.home.box(record.id)).running:
                     await self.lives.refresh(record.id)
+                else:
+                    await self.lives.serve_network(record)
         for record in self.store.list_boxes_to_remove():
             if _forsaken(record):
                 with contextlib.suppress(HutchError):

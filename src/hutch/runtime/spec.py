@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hutch.core import ids
+from hutch.core.policy import Policy
 from hutch.errors import InvalidArgumentError
 from hutch.runtime.checks import check_env, check_text, check_whole, quoted
-from hutch.types import BoxSpec, Isolation, Limits, Mount
+from hutch.types import BoxSpec, Isolation, Limits, Mount, NetPolicy, Outbound, PublishedPort
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,6 +50,8 @@ def build_spec(
     disk_gb: int | None,
     pids: int | None,
     mounts: Sequence[Mount],
+    network: NetPolicy | Outbound | str | Sequence[str],
+    ports: Sequence[PublishedPort | int],
     isolation: Isolation | str,
     **rest: Any,
 ) -> BoxSpec:
@@ -70,6 +74,7 @@ def build_spec(
             labels=dict(labels or {}),
             limits=Limits(cpus=cpus, memory_mib=memory_mib, disk_gb=disk_gb, pids=pids),
             mounts=tuple(mounts),
+            network=_network(network, ports),
             isolation=kind,
             **rest,
         )
@@ -77,6 +82,31 @@ def build_spec(
         raise InvalidArgumentError(
             f"command, entrypoint and mounts must be sequences, env and labels mappings: {error}"
         ) from None
+
+
+def _network(network: NetPolicy | Outbound | str | Sequence[str], ports: Sequence[PublishedPort | int]) -> NetPolicy:
+    published = tuple(port if isinstance(port, PublishedPort) else PublishedPort(port=port) for port in ports)
+    if isinstance(network, NetPolicy):
+        return msgspec.structs.replace(network, ports=network.ports + published)
+    if isinstance(network, str):
+        return build_network(network, None, published)
+    return build_network(None, network, published)
+
+
+def build_network(
+    outbound: Outbound | str | None, allow: Sequence[str] | None, ports: tuple[PublishedPort, ...]
+) -> NetPolicy:
+    """Make a policy. Without ``outbound``: that of an allow-list if there is one. Raises `InvalidArgumentError`."""
+    if isinstance(allow, str):
+        raise InvalidArgumentError(f"allow must be a list of rules, not one string: [{quoted(allow)}] perhaps")
+    try:
+        kind = Outbound.DISABLED if allow is None else Outbound.ALLOW_LIST
+        kind = kind if outbound is None else Outbound(outbound)
+    except ValueError:
+        raise InvalidArgumentError(f"outbound {quoted(outbound)} is not one of disabled, enabled, allow-list") from None
+    policy = NetPolicy(outbound=kind, allow=tuple(allow or ()), ports=ports)
+    _check_network(policy)
+    return policy
 
 
 def check_spec(spec: BoxSpec) -> None:
@@ -103,6 +133,7 @@ def check_spec(spec: BoxSpec) -> None:
         raise InvalidArgumentError(f"hostname {quoted(spec.hostname)} is not valid")
     if spec.stop_signal is not None:
         signal_number(spec.stop_signal)
+    _check_network(spec.network)
     targets: set[str] = set()
     for mount in spec.mounts:
         _check_mount(mount)
@@ -176,6 +207,19 @@ def _check_types(spec: BoxSpec) -> None:
         msgspec.json.encode(msgspec.convert(plain, BoxSpec))
     except (TypeError, ValueError, OverflowError) as error:  # a ValidationError is a ValueError
         raise InvalidArgumentError(f"the specification of the box is not valid: {error}") from None
+
+
+def _check_network(network: NetPolicy) -> None:
+    Policy(network.outbound, network.allow)
+    if network.allow and network.outbound is Outbound.DISABLED:
+        raise InvalidArgumentError("a network that is disabled has no rules; leave them out, or leave disabled out")
+    for published in network.ports:
+        check_whole("the port of the box", published.port, 1, 65535)
+        check_whole("the port of the host", published.host_port, 0, 65535)
+        try:
+            ipaddress.ip_address(published.host_ip)
+        except ValueError:
+            raise InvalidArgumentError(f"{quoted(published.host_ip)} is not an address of the host") from None
 
 
 def _check_mount(mount: Mount) -> None:

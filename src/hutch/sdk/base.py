@@ -28,7 +28,11 @@ if TYPE_CHECKING:
         LogEntry,
         LoginInfo,
         Mount,
+        NetPolicy,
+        Outbound,
         Progress,
+        PublishedPort,
+        Refusal,
         Result,
         SnapshotInfo,
         VolumeInfo,
@@ -153,6 +157,77 @@ class Snapshots(Protocol):
     async def remove(self, name: str) -> None: ...
 
 
+class Tunnel(Protocol):
+    """A connection to a TCP port of a box."""
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes, waiting while the peer does not read. Raises `NetworkError` when it has gone."""
+
+    async def end(self) -> None:
+        """Say that nothing more will be sent; what the peer says still arrives. Idempotent."""
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, none at the end."""
+
+    async def close(self) -> None:
+        """Break the connection. Idempotent."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class Forward(Protocol):
+    """A port of the host that leads to a port of a box, until it is closed (or the runtime is)."""
+
+    @property
+    def host_ip(self) -> str:
+        """The address on which the host listens."""
+
+    @property
+    def host_port(self) -> int:
+        """The port at which the host listens."""
+
+    async def close(self) -> None:
+        """Take the port away and break its connections. Idempotent."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class Ports(Protocol):
+    """TCP ports of a box, reached from outside. They need no network of the box; whoever holds the box may connect."""
+
+    async def connect(self, port: int) -> Tunnel:
+        """Connect to a port on the box's loopback. Raises `NetworkError` when nobody listens there."""
+
+    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> Forward:
+        """Let a port of this host (0: one that is free) lead to a port of the box. Raises `NetworkError` when it
+        cannot be had."""
+
+
+class Network(Protocol):
+    """The network of a box."""
+
+    async def get(self) -> NetPolicy:
+        """Return the policy as it is; of a running box with the ports that were chosen."""
+
+    async def update(self, outbound: Outbound | str | None = None, *, allow: Sequence[str] | None = None) -> NetPolicy:
+        """Change whom the box may reach: ``disabled``, ``enabled``, or ``allow-list`` (the default where rules are
+        given). Holds at once for a box that runs, and connections that are not allowed any more end.
+
+        Raises `NetworkError` when that could not be brought about.
+        """
+
+    async def log(self) -> list[Refusal]:
+        """Return what the box was refused, oldest first; the newest few thousand entries."""
+
+
 class Box(Protocol):
     """A box."""
 
@@ -171,6 +246,14 @@ class Box(Protocol):
     @property
     def snapshots(self) -> Snapshots:
         """The box's snapshots."""
+
+    @property
+    def network(self) -> Network:
+        """The box's network."""
+
+    @property
+    def ports(self) -> Ports:
+        """The box's ports."""
 
     async def info(self) -> BoxInfo: ...
 
@@ -363,6 +446,8 @@ class Runtime(Protocol):
         disk_gb: int | None = None,
         pids: int | None = 4096,
         mounts: Sequence[Mount] = (),
+        network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
+        ports: Sequence[PublishedPort | int] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -376,7 +461,11 @@ class Runtime(Protocol):
         progress: ProgressFunction | None = None,
     ) -> Box:
         """Make a box (its state is *configured*; `Box.start` or the first command starts it). The image is pulled
-        when absent."""
+        when absent.
+
+        ``network``: ``"disabled"``, ``"enabled"``, or the rules of an allow-list such as ``["pypi.org:443"]``.
+        ``ports``: TCP ports of the box that are published on the host's loopback.
+        """
 
     async def get(self, box: str) -> Box:
         """Find a box by name, id or unambiguous prefix of the id. Raises `NotFoundError`."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup, TaskStatus
 
-    from hutch.types import Mount, Progress
+    from hutch.types import Mount, NetPolicy, Outbound, Progress, PublishedPort
 
 log = logging.getLogger("hutch.remote")
 
@@ -111,6 +111,8 @@ class RemoteRuntime:
         disk_gb: int | None = None,
         pids: int | None = 4096,
         mounts: Sequence[Mount] = (),
+        network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
+        ports: Sequence[PublishedPort | int] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -142,6 +144,8 @@ class RemoteRuntime:
                 disk_gb=disk_gb,
                 pids=pids,
                 mounts=mounts,
+                network=network,
+                ports=ports,
                 isolation=isolation,
                 auto_remove=auto_remove,
                 auto_resume=auto_resume,

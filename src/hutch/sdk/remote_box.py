@@ -36,6 +36,7 @@ from hutch.runtime.follow import follow_log
 from hutch.runtime.home import new_id
 from hutch.runtime.lives import MAIN
 from hutch.sdk.remote_channel import dial
+from hutch.sdk.remote_network import RemoteNetwork, RemotePorts
 from hutch.sdk.remote_snapshots import RemoteSnapshots
 from hutch.sdk.remote_watching import Owner, WatchedBox
 from hutch.sdk.remote_wire import NameBody, SignalBody, StartBody, StopBody, Waited
@@ -64,6 +65,8 @@ class RemoteBox(WatchedBox):
         super().__init__(runtime, info)
         self.files = BoxFiles(self)
         self.snapshots = RemoteSnapshots(runtime.http, self.path)
+        self.network = RemoteNetwork(runtime.http, self.path)
+        self.ports = RemotePorts()
 
     def __repr__(self) -> str:
         return f"<hutch box {self.id}{f' {self.name!r}' if self.name else ''} at {self._http.url}>"

@@ -17,7 +17,7 @@ from hutch.errors import (
     UpstreamUnavailableError,
     by_code,
 )
-from hutch.types import BoxSpec
+from hutch.types import BoxSpec, Outbound
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +55,13 @@ class StopBody(Body, frozen=True, kw_only=True):
     """``POST …/stop``."""
 
     timeout: float = 5.0
+
+
+class NetworkBody(Body, frozen=True, kw_only=True):
+    """``POST …/network``."""
+
+    outbound: Outbound
+    allow: tuple[str, ...] = ()
 
 
 class SignalBody(Body, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from hutch.sdk import remote_wire as wire
 from hutch.sdk.base import Box
 from hutch.server.answers import Call, described, route
 from hutch.server.envelope import envelope, request_id
-from hutch.types import BoxInfo, BoxStats, ExecInfo, ImageInfo, LoginInfo, SnapshotInfo, VolumeInfo
+from hutch.types import BoxInfo, BoxStats, ExecInfo, ImageInfo, LoginInfo, NetPolicy, Refusal, SnapshotInfo, VolumeInfo
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -68,6 +68,15 @@ def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
         route("POST", f"{box}/kill", x.kill, "Signal the main command", takes=wire.SignalBody, gives=NoneType),
         route("POST", f"{box}/detach", x.detach, "Let a box outlive its maker", gives=NoneType),
         route("POST", f"{box}/clone", x.clone, "Copy a box", takes=wire.NameBody, gives=info),
+        route(
+            "POST",
+            f"{box}/network",
+            x.update_network,
+            "Change the network",
+            takes=wire.NetworkBody,
+            gives=NetPolicy,
+        ),
+        route("GET", f"{box}/network/log", x.network_log, "What was refused", gives=list[Refusal]),
         route("GET", f"{box}/wait", x.wait, "Wait for the end of a box", gives=wire.Waited, query=("seconds?",)),
         route("GET", f"{box}/stats", x.stats, "What a box uses", gives=BoxStats),
         route("GET", f"{box}/log", x.log, "What the main command wrote", gives=list[Record]),
@@ -147,6 +156,8 @@ class _Extra:
         body = wire.loads(call.body, wire.CreateBody)
         if any(mount.source for mount in body.spec.mounts):
             raise UnsupportedError("a folder of the host cannot be mounted from afar; use a volume, or copy the files")
+        if body.spec.network.ports:
+            raise UnsupportedError("a port of the host cannot be published from afar")
         # A box must outlive this process; when it ends with its client, its client ends it.
         spec = msgspec.structs.replace(self._rules.admit(body.spec), detach=True)
         return await self._made(await self._backend.create(spec, pull=body.pull, progress=call.progress))
@@ -172,6 +183,13 @@ class _Extra:
     async def stop(self, call: Call) -> object:
         await (await self._box(call)).stop(timeout=wire.loads(call.body, wire.StopBody).timeout)
         return None
+
+    async def update_network(self, call: Call) -> object:
+        body = wire.loads(call.body, wire.NetworkBody)
+        return await (await self._box(call)).network.update(body.outbound, allow=body.allow)
+
+    async def network_log(self, call: Call) -> object:
+        return await (await self._box(call)).network.log()
 
     async def kill(self, call: Call) -> object:
         await (await self._box(call)).kill(wire.loads(call.body, wire.SignalBody).signal)

@@ -15,7 +15,7 @@ import msgspec
 
 from hutch.errors import AlreadyExistsError, DatabaseError, MetadataError, RuntimeClosedError
 from hutch.host.proc import Process
-from hutch.types import BoxSpec, BoxState
+from hutch.types import BoxSpec, BoxState, PublishedPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,8 @@ class BoxRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``command`` is the resolved main command (``None``: none). ``disks`` are the frozen layers of its own, topmost
     first. ``reset_upper`` says that its writable layer is to be emptied before the next use (a restore that may have
-    been interrupted). ``owner`` is the process whose runtime made it.
+    been interrupted). ``published`` are the published ports of a running box, as they were chosen. ``owner`` is the
+    process whose runtime made it.
     """
 
     id: str
@@ -71,6 +72,7 @@ class BoxRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     exit_code: int | None = None
     reason: str | None = None
     unenforced: tuple[str, ...] = ()
+    published: tuple[PublishedPort, ...] = ()
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):

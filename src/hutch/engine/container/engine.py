@@ -119,6 +119,11 @@ class ContainerEngine:
         """See `hutch.engine.base.Engine.last_words`. The kernel does not tell."""
         return ""
 
+    def network(self, directory: Path) -> int | None:
+        """See `hutch.engine.base.Engine.network`: PID 1 is in it."""
+        entry = record.read(directory)
+        return None if entry is None or entry.process is None else entry.process.pidfd()
+
     async def kill(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.kill`. Raises `EngineError` when something does not go away."""
         with anyio.CancelScope(shield=True):

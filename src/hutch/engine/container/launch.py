@@ -22,7 +22,7 @@ def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[str], *, pids
     records: list[tuple[str, str]] = [
         ("hostname", plan.hostname),
         ("hosts", hosts_file(plan.hostname)),
-        ("resolv", ""),
+        ("resolv", f"nameserver {plan.nameserver}\n" if plan.nameserver else ""),
         ("stage", str(plan.directory / "run")),
         *upper.configuration(plan.directory),
         ("uid_map", mapping.uid_map),

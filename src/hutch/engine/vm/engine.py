@@ -143,6 +143,10 @@ class VmEngine:
             return Observed(running=False)
         return Observed(running=True, pid=entry.process.pid)
 
+    def network(self, directory: Path) -> int | None:
+        """See `hutch.engine.base.Engine.network`. The machine has no network card."""
+        return None
+
     def last_words(self, directory: Path) -> str:
         """See `hutch.engine.base.Engine.last_words`."""
         with contextlib.suppress(OSError):

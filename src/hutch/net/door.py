@@ -1,0 +1,273 @@
+"""The door of one box: takes every connection that the box makes, judges it, and joins it with its peer.
+
+A connection that the policy allows by its address is passed on as it is. Where names are allowed, the door reads who is
+meant (TLS SNI; HTTP Host, of each request), looks that name up itself and connects to what it found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+
+from hutch.core.policy import GATEWAY_ADDRESS, Policy, Verdict, plain_address
+from hutch.core.sniff import LIMIT, Kind, Sniffer
+from hutch.errors import NetworkError
+from hutch.net import upstream
+from hutch.net.dns import NameService
+from hutch.net.http import Exchange, Peers, Refused
+from hutch.net.link import PlainLink
+from hutch.net.relay import Relay, reset_at_close, tune
+
+if TYPE_CHECKING:
+    import h11
+
+    from hutch.core.policy import Address
+    from hutch.host.netns import DoorSockets
+    from hutch.net.journal import Journal
+    from hutch.net.resolver import Resolver
+
+log = logging.getLogger("hutch.net")
+
+_DNS_PORT = 53
+_HELLO_SECONDS = 15.0
+_MOST_CONNECTIONS = 4096
+_ORIGINAL_DESTINATION = 80
+_SOL_IPV6 = 41
+_LOOPBACK = ipaddress.ip_address("127.0.0.1")
+_GATEWAY = ipaddress.ip_address(GATEWAY_ADDRESS)
+
+
+class Counters(msgspec.Struct):
+    """What went through a door: bytes of the box's connections, and how many there were."""
+
+    sent: int = 0
+    received: int = 0
+    connections: int = 0
+    refused: int = 0
+
+
+class _Call:
+    """One connection of a box, as long as it lives. ``name``: by which it was admitted."""
+
+    def __init__(self, peer: Address, port: int) -> None:
+        self.peer = peer
+        self.port = port
+        self.name = ""
+        # Whether it was neither admitted nor refused yet.
+        self.open_question = False
+        self.scope = anyio.CancelScope()
+
+    def __str__(self) -> str:
+        return f"[{self.peer}]:{self.port}" if self.peer.version == 6 else f"{self.peer}:{self.port}"
+
+
+class Door:
+    """See the module. `run` serves until it is cancelled; `admit` changes the policy meanwhile."""
+
+    def __init__(self, sockets: DoorSockets, policy: Policy, resolver: Resolver, journal: Journal) -> None:
+        self.counters = Counters()
+        self._sockets = sockets
+        self._policy = policy
+        self._resolver = resolver
+        self._journal = journal
+        self._names = NameService(resolver, lambda: self._policy, journal)
+        self._calls: set[_Call] = set()
+
+    async def run(self) -> None:
+        """Serve; the sockets are closed in the end."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                for listener in (self._sockets.tcp4, self._sockets.tcp6):
+                    if listener is not None:
+                        tasks.start_soon(self._accept, listener, tasks)
+                for receiver in (self._sockets.udp4, self._sockets.udp6):
+                    if receiver is not None:
+                        tasks.start_soon(self._answer_datagrams, receiver, tasks)
+        finally:
+            for each in self._sockets.all():
+                each.close()
+
+    def admit(self, policy: Policy) -> None:
+        """Judge by another policy from now on; connections that it does not allow end."""
+        self._policy = policy
+        for call in list(self._calls):
+            if not self._may_stay(call):
+                self._refuse(call, "the policy was changed")
+                call.scope.cancel()
+
+    # TCP.
+
+    async def _accept(self, listener: socket.socket, tasks: anyio.abc.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED):
+                    raise
+                await anyio.sleep(0.05)  # what is lacking comes back when connections end
+                continue
+            peer = _destination(connection)
+            if peer is None or len(self._calls) >= _MOST_CONNECTIONS:
+                reset_at_close(connection)
+                connection.close()
+            else:
+                tasks.start_soon(self._serve, connection, _Call(*peer))
+
+    async def _serve(self, connection: socket.socket, call: _Call) -> None:
+        self._calls.add(call)
+        self.counters.connections += 1
+        try:
+            with call.scope:
+                tune(connection)
+                await self._judge(connection, call)
+        except (Refused, NetworkError) as error:
+            self._refuse(call, str(error))
+            reset_at_close(connection)
+        except OSError as error:
+            log.debug("a connection to %s ended: %s", call, error)
+        except Exception:
+            log.exception("a connection to %s failed", call)
+        finally:
+            if call.scope.cancelled_caught:
+                reset_at_close(connection)
+            self._calls.discard(call)
+            connection.close()
+
+    async def _judge(self, connection: socket.socket, call: _Call) -> None:
+        if call.port == _DNS_PORT and call.peer == _GATEWAY:
+            await self._answer_stream(connection)
+            return
+        match self._verdict(call):
+            case Verdict.ALLOW:
+                peer = _LOOPBACK if call.peer == _GATEWAY else call.peer
+                await self._join(connection, await upstream.connect([peer], call.port))
+            case Verdict.ASK:
+                call.open_question = True
+                await self._ask(connection, call)
+            case Verdict.REFUSE:
+                raise Refused("the policy has no rule for the address")
+
+    def _verdict(self, call: _Call) -> Verdict:
+        if call.peer != _GATEWAY:
+            return self._policy.address(call.peer, call.port, own=upstream.is_own(call.peer))
+        verdict = self._policy.address(_LOOPBACK, call.port)
+        return Verdict.ALLOW if verdict is Verdict.REFUSE and self._policy.host(call.port) else verdict
+
+    def _may_stay(self, call: _Call) -> bool:
+        if call.name:
+            return self._policy.name(call.name, call.port)
+        verdict = self._verdict(call)
+        return verdict is Verdict.ALLOW or (verdict is Verdict.ASK and call.open_question)
+
+    async def _ask(self, connection: socket.socket, call: _Call) -> None:
+        sniffer = await self._sniff(connection)
+        if sniffer.kind is Kind.HTTP:
+            box = PlainLink(connection, self._count_sent, bytes(sniffer.data))
+            await Exchange(box, Peers(lambda name: self._open(call, name), _unchanged, call.port)).run()
+        elif sniffer.kind is Kind.TLS and sniffer.name:
+            far = await self._connect(call, sniffer.name)
+            try:
+                await asyncio.get_running_loop().sock_sendall(far, sniffer.data)
+            except BaseException:
+                far.close()
+                raise
+            self._count_sent(len(sniffer.data))
+            await self._join(connection, far)
+        elif sniffer.kind is Kind.TLS:
+            raise Refused("only names are allowed, and TLS does not tell the name (or hides it)")
+        else:
+            raise Refused("only names are allowed, and this is neither TLS nor HTTP")
+
+    async def _sniff(self, connection: socket.socket) -> Sniffer:
+        sniffer = Sniffer()
+        loop = asyncio.get_running_loop()
+        with anyio.move_on_after(_HELLO_SECONDS):
+            while sniffer.kind is None and (data := await loop.sock_recv(connection, LIMIT)):
+                sniffer.feed(data)
+        return sniffer
+
+    async def _open(self, call: _Call, name: str) -> PlainLink:
+        return PlainLink(await self._connect(call, name), self._count_received)
+
+    async def _connect(self, call: _Call, name: str) -> socket.socket:
+        call.name, call.open_question = name, False
+        if not self._policy.name(name, call.port):
+            raise Refused("the policy has no rule for the name")
+        return await upstream.connect(await upstream.find(self._resolver, self._policy, name, call.port), call.port)
+
+    async def _join(self, near: socket.socket, far: socket.socket) -> None:
+        await Relay(near, far, sent=self._count_sent, received=self._count_received).run()
+
+    # DNS.
+
+    async def _answer_stream(self, connection: socket.socket) -> None:
+        link = PlainLink(connection, lambda size: None)
+        data = b""
+        while True:
+            while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
+                with anyio.fail_after(_HELLO_SECONDS):
+                    more = await link.receive()
+                if not more:
+                    return
+                data += more
+            end = 2 + int.from_bytes(data[:2], "big")
+            answer = await self._names.answer(data[2:end], stream=True)
+            data = data[end:]
+            if answer is None:
+                return
+            await link.send(len(answer).to_bytes(2, "big") + answer)
+
+    async def _answer_datagrams(self, receiver: socket.socket, tasks: anyio.abc.TaskGroup) -> None:
+        while True:
+            await anyio.wait_readable(receiver)
+            with contextlib.suppress(OSError):
+                wire, sender = receiver.recvfrom(4096)
+                tasks.start_soon(self._answer_datagram, receiver, wire, sender)
+
+    async def _answer_datagram(self, receiver: socket.socket, wire: bytes, sender: tuple[str, int]) -> None:
+        try:
+            answer = await self._names.answer(wire, stream=False)
+            if answer is not None:
+                receiver.sendto(answer, sender)
+        except OSError as error:
+            log.debug("an answer to %s was not sent: %s", sender, error)
+        except Exception:
+            log.exception("a lookup failed")
+
+    # Private methods.
+
+    def _refuse(self, call: _Call, reason: str) -> None:
+        self.counters.refused += 1
+        self._journal.refuse("tcp", str(call), reason, call.name)
+
+    def _count_sent(self, size: int) -> None:
+        self.counters.sent += size
+
+    def _count_received(self, size: int) -> None:
+        self.counters.received += size
+
+
+def _unchanged(name: str, request: h11.Request) -> h11.Request:
+    return request
+
+
+def _destination(connection: socket.socket) -> tuple[Address, int] | None:
+    """Where a redirected connection was meant to go; ``None`` for one that was meant for the gateway's socket."""
+    four = connection.family == socket.AF_INET
+    try:
+        raw = connection.getsockopt(socket.SOL_IP if four else _SOL_IPV6, _ORIGINAL_DESTINATION, 28)
+    except OSError:
+        return None
+    (port,) = struct.unpack_from(">H", raw, 2)
+    address = plain_address(ipaddress.ip_address(raw[4:8] if four else raw[8:24]))
+    return None if (str(address), port) == connection.getsockname()[:2] else (address, port)

@@ -1,0 +1,121 @@
+"""One end of a conversation that the gateway reads along: a socket, plain or under TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_READ_BYTES = 128 * 1024
+
+
+class Link(Protocol):
+    """Bytes in both directions. All methods raise `OSError` for a connection that broke."""
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, none at the end."""
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it."""
+
+    def end(self) -> None:
+        """Say that nothing more will be sent."""
+
+    def close(self) -> None:
+        """Close. Idempotent."""
+
+
+class PlainLink:
+    """A connected, non-blocking socket. ``beginning``: bytes that were read from it already."""
+
+    def __init__(self, connection: socket.socket, count: Callable[[int], None], beginning: bytes = b"") -> None:
+        self._loop = asyncio.get_running_loop()
+        self._socket = connection
+        self._count = count
+        self._beginning = beginning
+
+    async def receive(self) -> bytes:
+        """See `Link`."""
+        data, self._beginning = self._beginning, b""
+        if not data:
+            data = await self._loop.sock_recv(self._socket, _READ_BYTES)
+        self._count(len(data))
+        return data
+
+    async def send(self, data: bytes) -> None:
+        """See `Link`."""
+        await self._loop.sock_sendall(self._socket, data)
+
+    def end(self) -> None:
+        """See `Link`."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """See `Link`."""
+        self._socket.close()
+
+
+class TlsLink:
+    """TLS over another link. `handshake` comes first. Failures of TLS are `OSError` (`ssl.SSLError`)."""
+
+    def __init__(self, below: Link, context: ssl.SSLContext, *, server_name: str | None = None) -> None:
+        """``server_name``: that of the peer, where this is the client's side."""
+        self._below = below
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
+        )
+
+    async def handshake(self) -> None:
+        """Agree with the other side."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._feed()
+        await self._flush()
+
+    async def receive(self) -> bytes:
+        """See `Link`."""
+        while True:
+            try:
+                return self._tls.read(_READ_BYTES)
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._feed()
+            except ssl.SSLZeroReturnError:
+                return b""
+            except ssl.SSLEOFError:  # an end that was not announced: the message above says whether it is complete
+                return b""
+
+    async def send(self, data: bytes) -> None:
+        """See `Link`."""
+        self._tls.write(data)
+        await self._flush()
+
+    def end(self) -> None:
+        """See `Link`. TLS ends in both directions at once, so this closes."""
+        self.close()
+
+    def close(self) -> None:
+        """See `Link`."""
+        self._below.close()
+
+    async def _flush(self) -> None:
+        if data := self._outgoing.read():
+            await self._below.send(data)
+
+    async def _feed(self) -> None:
+        data = await self._below.receive()
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()

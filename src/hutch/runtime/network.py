@@ -1,0 +1,47 @@
+"""The network of one box, for the process that holds the runtime: its policy, and what it was refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from hutch.errors import UnsupportedError
+from hutch.net import journal
+from hutch.runtime.engines import vm_problem
+from hutch.runtime.spec import build_network
+from hutch.types import Isolation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hutch.runtime.runtime import LocalRuntime
+    from hutch.types import NetPolicy, Outbound, Refusal
+
+
+class BoxNetwork:
+    """Implements `hutch.sdk.base.Network`."""
+
+    def __init__(self, runtime: LocalRuntime, box_id: str) -> None:
+        self._runtime = runtime
+        self._box_id = box_id
+
+    async def get(self) -> NetPolicy:
+        """Return the policy as it is; of a running box with the ports that were chosen."""
+        return (await self._runtime.lives.info(self._box_id)).network
+
+    async def update(self, outbound: Outbound | str | None = None, *, allow: Sequence[str] | None = None) -> NetPolicy:
+        """Change whom the box may reach. See `hutch.sdk.base.Network.update`."""
+        lives = self._runtime.lives
+        async with lives.holding(self._box_id) as record:
+            changed = build_network(outbound, allow, record.spec.network.ports)
+            spec = msgspec.structs.replace(record.spec, network=changed)
+            if record.isolation == Isolation.VM and (problem := vm_problem(spec)) is not None:
+                raise UnsupportedError(problem)
+            await lives.set_network(record, spec)
+        return await self.get()
+
+    async def log(self) -> list[Refusal]:
+        """Return what the box was refused, oldest first; the newest few thousand entries."""
+        self._runtime.lives.record(self._box_id)
+        return journal.read(self._runtime.home.box(self._box_id))

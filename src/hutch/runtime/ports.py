@@ -1,0 +1,215 @@
+"""Connections from the host to TCP ports of a box: one at a time, or all that come to a port of the host.
+
+A connection is an execution of the agent in the box (`FileOp.TUNNEL`), so it works for every engine, is bounded by
+the same windows, and ends with the box.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+import anyio
+
+from hutch.core import agentproto as proto
+from hutch.errors import HutchError, NetworkError
+from hutch.net.relay import reset_at_close, tune
+from hutch.runtime.checks import check_text, check_whole
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
+    from typing import Self
+
+    from hutch.runtime.box import LocalBox
+    from hutch.runtime.execution import LocalExecution
+
+log = logging.getLogger("hutch.net")
+
+_PIECE = 128 * 1024
+
+
+class LocalTunnel:
+    """A connection to a port of a box. Implements `hutch.sdk.base.Tunnel`."""
+
+    def __init__(self, box: LocalBox, execution: LocalExecution, chunks: AsyncIterator[bytes]) -> None:
+        self._box = box
+        self._execution = execution
+        self._chunks = chunks
+        self._rest = b""
+
+    @classmethod
+    async def open(cls, box: LocalBox, port: int) -> LocalTunnel:
+        """Connect. Raises `NetworkError` when nobody listens at the port."""
+        words = io.BytesIO()
+        execution = await box.start_file_op(
+            proto.FileOp.TUNNEL, str(port), user="0", cwd="/", stdin=True, sinks={proto.STDERR: words}, linger=None
+        )
+        try:
+            chunks = aiter(execution.stdout)
+            first = await anext(chunks, b"")
+            if not first:
+                await execution.wait()
+                reason = words.getvalue().decode(errors="replace").strip() or "the tunnel ended"
+                raise NetworkError(f"port {port} of box {box.name or box.id} cannot be reached: {reason}")
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await box.dispose(execution)
+            raise
+        tunnel = cls(box, execution, chunks)
+        tunnel._rest = first[1:]
+        return tunnel
+
+    async def send(self, data: bytes) -> None:
+        """Send bytes, waiting while the peer does not read. Raises `NetworkError` when it has gone."""
+        await self._execution.stdin.write(data)
+        if self._execution.finished:
+            raise NetworkError("the peer of the tunnel has gone")
+
+    async def end(self) -> None:
+        """Say that nothing more will be sent; what the peer says still arrives. Idempotent."""
+        await self._execution.stdin.close()
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, none at the end."""
+        data, self._rest = self._rest, b""
+        return data or await anext(self._chunks, b"")
+
+    async def close(self) -> None:
+        """Break the connection. Idempotent."""
+        with anyio.CancelScope(shield=True):
+            await self._box.dispose(self._execution)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class LocalForward:
+    """A port of the host that leads to a port of a box. Implements `hutch.sdk.base.Forward`."""
+
+    def __init__(self, box: LocalBox, listener: socket.socket, port: int) -> None:
+        self.host_ip: str = listener.getsockname()[0]
+        self.host_port: int = listener.getsockname()[1]
+        self._box = box
+        self._listener = listener
+        self._port = port
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+
+    async def serve(self) -> None:
+        """Join the connections that come, until `close`."""
+        try:
+            with self._scope, self._listener:
+                await serve_port(self._listener, self._box, self._port)
+        finally:
+            self._ended.set()
+
+    async def close(self) -> None:
+        """Take the port away and break its connections. Idempotent."""
+        self._scope.cancel()
+        await self._ended.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class BoxPorts:
+    """The ports of one box. Implements `hutch.sdk.base.Ports`."""
+
+    def __init__(self, box: LocalBox, spawn: Callable[..., None]) -> None:
+        self._box = box
+        self._spawn = spawn
+
+    async def connect(self, port: int) -> LocalTunnel:
+        """Connect to a TCP port of the box, whatever its network policy. See `hutch.sdk.base.Ports.connect`."""
+        check_whole("port", port, 1, 65535)
+        return await LocalTunnel.open(self._box, port)
+
+    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> LocalForward:
+        """Let a port of the host lead to a port of the box. See `hutch.sdk.base.Ports.forward`."""
+        check_whole("port", port, 1, 65535)
+        check_whole("host_port", host_port, 0, 65535)
+        forward = LocalForward(self._box, listen_at(check_text("host_ip", host_ip), host_port), port)
+        self._spawn(forward.serve)
+        return forward
+
+
+def listen_at(host_ip: str, host_port: int) -> socket.socket:
+    """Return a listening socket on the host. Raises `NetworkError` when the port is taken."""
+    family = socket.AF_INET6 if ":" in host_ip else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host_ip, host_port))
+        listener.listen(1024)
+    except (OSError, ValueError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise NetworkError(f"port {host_port} of {host_ip} cannot be had on the host: {reason}") from error
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+async def serve_port(listener: socket.socket, box: LocalBox, port: int) -> None:
+    """Join every connection to the listener with one to the box's port, until cancelled."""
+    loop = asyncio.get_running_loop()
+    async with anyio.create_task_group() as tasks:
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                log.warning("port %s of box %s: %s", port, box.id, error)
+                await anyio.sleep(0.05)  # too many open files, mostly: they come back when connections end
+                continue
+            tasks.start_soon(_serve_connection, connection, box, port)
+
+
+async def _serve_connection(connection: socket.socket, box: LocalBox, port: int) -> None:
+    with connection:
+        try:
+            tune(connection)
+            async with await LocalTunnel.open(box, port) as tunnel:
+                await _join(connection, tunnel)
+        except (HutchError, OSError) as error:
+            log.debug("a connection to port %s of box %s ended: %s", port, box.id, error)
+            reset_at_close(connection)
+
+
+async def _join(connection: socket.socket, tunnel: LocalTunnel) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def outward() -> None:
+        while data := await tunnel.receive():
+            await loop.sock_sendall(connection, data)
+        connection.shutdown(socket.SHUT_WR)
+
+    async def inward() -> None:
+        while data := await loop.sock_recv(connection, _PIECE):
+            await tunnel.send(data)
+        await tunnel.end()
+
+    ways = [asyncio.ensure_future(outward()), asyncio.ensure_future(inward())]
+    try:
+        done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
+        for way in done:
+            way.result()
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.wait(ways)

@@ -1,0 +1,55 @@
+"""The network of a box behind a server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hutch.errors import UnsupportedError
+from hutch.runtime.spec import build_network
+from hutch.sdk.remote_wire import NetworkBody
+from hutch.types import BoxInfo, NetPolicy, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hutch.sdk.base import Forward, Tunnel
+    from hutch.sdk.remote_http import Http
+    from hutch.types import Outbound
+
+
+class RemoteNetwork:
+    """The network of one box. Implements `hutch.sdk.base.Network`."""
+
+    def __init__(self, http: Http, box_path: str) -> None:
+        self._http = http
+        self._box = box_path
+
+    async def get(self) -> NetPolicy:
+        """Return the policy as it is."""
+        return (await self._http.get(self._box, BoxInfo)).network
+
+    async def update(self, outbound: Outbound | str | None = None, *, allow: Sequence[str] | None = None) -> NetPolicy:
+        """Change whom the box may reach. See `hutch.sdk.base.Network.update`."""
+        wanted = build_network(outbound, allow, ())
+        body = NetworkBody(outbound=wanted.outbound, allow=wanted.allow)
+        return await self._http.call("POST", f"{self._box}/network", NetPolicy, body)
+
+    async def log(self) -> list[Refusal]:
+        """Return what the box was refused, oldest first."""
+        return await self._http.get(f"{self._box}/network/log", list[Refusal])
+
+
+class RemotePorts:
+    """The ports of one box. Implements `hutch.sdk.base.Ports`, as far as a server can."""
+
+    async def connect(self, port: int) -> Tunnel:
+        """Raise `UnsupportedError`: servers have no tunnels."""
+        raise _no_tunnels(port)
+
+    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> Forward:
+        """Raise `UnsupportedError`: servers have no tunnels."""
+        raise _no_tunnels(port)
+
+
+def _no_tunnels(port: int) -> UnsupportedError:
+    return UnsupportedError(f"port {port} cannot be reached through a server; connect on the machine of the box")

@@ -1,0 +1,160 @@
+"""Fixtures: a small internet, a runtime on this side of it, and a box that talks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from hutch.errors import InvalidStateError
+from hutch.runtime.runtime import LocalRuntime
+from tests import rootfs
+from tests.net import world as worlds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from hutch.runtime.box import LocalBox
+    from hutch.runtime.execution import LocalExecution
+
+IMAGE = "busybox:test"
+
+
+@pytest.fixture(scope="session")
+def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image store that holds the test image."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    home = tmp_path_factory.mktemp("seed") / "home"
+    tree = rootfs.build(tmp_path_factory.mktemp("image") / "rootfs")
+
+    async def load() -> None:
+        async with LocalRuntime(home) as runtime:
+            await runtime.images.load(tree, reference=IMAGE)
+
+    anyio.run(load)
+    return home / "images"
+
+
+@pytest.fixture(scope="module")
+def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[worlds.World]:
+    """The servers; this thread is on their network for as long as the module's tests run."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with pytest.MonkeyPatch.context() as patch, worlds.made(tmp_path_factory.mktemp("world")) as world:
+        patch.setenv("HUTCH_DNS", worlds.NAMES)
+        yield world
+
+
+@pytest.fixture
+def world(internet: worlds.World) -> worlds.World:
+    """The servers, which have seen nothing yet."""
+    internet.reset()
+    return internet
+
+
+@pytest.fixture
+def home(tmp_path: Path, image_store: Path) -> Path:
+    """A fresh home that shares the images."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "images").symlink_to(image_store)
+    return home
+
+
+@pytest.fixture
+async def runtime(home: Path, world: worlds.World) -> AsyncIterator[LocalRuntime]:
+    """A runtime over the fresh home. Nothing of its boxes is left afterwards, and its gateway has not complained."""
+    async with LocalRuntime(home) as runtime:
+        yield runtime
+        for info in await runtime.list():
+            await runtime.remove(info.id, force=True)
+    log = home / "gateway.log"
+    assert not log.exists() or log.read_text() == ""
+
+
+class Caller:
+    """A TCP connection of a box, made by its nc(1): bytes in and out of the command."""
+
+    def __init__(self, execution: LocalExecution) -> None:
+        self._execution = execution
+        self._chunks = aiter(execution.stdout)
+
+    async def send(self, data: bytes) -> None:
+        await self._execution.stdin.write(data)
+
+    async def end(self) -> None:
+        await self._execution.stdin.close()
+
+    async def receive(self) -> bytes:
+        with anyio.fail_after(20):
+            return await anext(self._chunks, b"")
+
+    async def receive_all(self) -> bytes:
+        data = b""
+        while piece := await self.receive():
+            data += piece
+        return data
+
+    async def close(self) -> None:
+        with contextlib.suppress(InvalidStateError):  # it has ended
+            await self._execution.kill()
+        await self._execution.wait()
+
+
+async def call(box: LocalBox, address: str, port: int) -> Caller:
+    """Connect from the box."""
+    return Caller(await box.exec("nc", address, str(port), stdin=True))
+
+
+async def get(box: LocalBox, address: str, host: str, port: int = 80, path: str = "/") -> str:
+    """Make a plain HTTP request from the box and return the answer's body; empty when there was none."""
+    caller = await call(box, address, port)
+    await caller.send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    await caller.end()
+    answer = await caller.receive_all()
+    await caller.close()
+    return answer.decode().partition("\r\n\r\n")[2].strip()
+
+
+async def get_tls(
+    box: LocalBox, address: str, name: str | None, ca: Path, *, port: int = 443, host: str | None = None
+) -> str:
+    """Make an HTTPS request from the box, over TLS that is spoken here, with this server name. Returns the body;
+    empty when the connection was refused."""
+    context = ssl.create_default_context(cafile=ca)
+    if name is None:
+        context.check_hostname = False
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    caller = await call(box, address, port)
+    body = b""
+    try:
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await caller.send(outgoing.read())
+                data = await caller.receive()
+                if not data:
+                    return ""
+                incoming.write(data)
+        tls.write(f"GET / HTTP/1.1\r\nHost: {host or name}\r\n\r\n".encode())
+        await caller.send(outgoing.read())
+        while b"\n" not in body.partition(b"\r\n\r\n")[2]:
+            try:
+                body += tls.read()
+            except ssl.SSLWantReadError:
+                data = await caller.receive()
+                if not data:
+                    return ""
+                incoming.write(data)
+    finally:
+        await caller.close()
+    return body.decode().partition("\r\n\r\n")[2].strip()
