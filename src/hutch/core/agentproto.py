@@ -91,6 +91,8 @@ class FileOp(enum.IntEnum):
     PUT = 2
     STAT = 3
     LIST = 4
+    ROOT = 5
+    """As GET, with extended attributes, of one file system alone."""
 
 
 class Hello(msgspec.Struct, frozen=True):
