@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { OP_GET = 1, OP_PUT = 2, OP_STAT = 3, OP_LIST = 4, OP_TUNNEL = 5 };
+enum { OP_GET = 1, OP_PUT = 2, OP_STAT = 3, OP_LIST = 4, OP_ROOT = 5, OP_TUNNEL = 6 };
 enum { EXIT_FAILED = 1, EXIT_MISSING = 2 };
 
 static int fail(struct tar_error *error, const char *path) {
@@ -35,8 +35,7 @@ static void last_component(const char *path, char name[NAME_MAX + 1]) {
     }
 }
 
-static int get(const char *path, struct tar_error *error) {
-    static const struct tar_walk_options options = {.tolerate = true};
+static int get_as(const char *path, const struct tar_walk_options *options, struct tar_error *error) {
     char real[PATH_MAX], as[NAME_MAX + 1];
     struct stat info;
     last_component(path, as);
@@ -54,10 +53,20 @@ static int get(const char *path, struct tar_error *error) {
         return fail(error, path);
     struct tar_writer *writer = tar_writer_new(STDOUT_FILENO, error);
     int result =
-        writer ? tar_walk(writer, parent, name, as, &options, error) : tar_fail(error, "out of memory");
+        writer ? tar_walk(writer, parent, name, as, options, error) : tar_fail(error, "out of memory");
     tar_writer_free(writer);
     close(parent);
     return result < 0 ? EXIT_FAILED : 0;
+}
+
+static int get(const char *path, struct tar_error *error) {
+    static const struct tar_walk_options options = {.tolerate = true};
+    return get_as(path, &options, error);
+}
+
+static int get_root(const char *path, struct tar_error *error) {
+    static const struct tar_walk_options options = {.tolerate = true, .xattrs = true, .one_system = true};
+    return get_as(path, &options, error);
 }
 
 static int put(const char *path, struct tar_error *error) {
@@ -148,11 +157,11 @@ static int stat_one(const char *path, struct tar_error *error) {
 
 int files_child(int op, const char *path) {
     static int (*const operations[])(const char *, struct tar_error *) = {
-        [OP_GET] = get, [OP_PUT] = put, [OP_STAT] = stat_one, [OP_LIST] = list};
+        [OP_GET] = get, [OP_PUT] = put, [OP_STAT] = stat_one, [OP_LIST] = list, [OP_ROOT] = get_root};
     struct tar_error error = {0};
     if (op == OP_TUNNEL)
         return tunnel_child(path);
-    if (op < OP_GET || op > OP_LIST) {
+    if (op < OP_GET || op > OP_ROOT) {
         fprintf(stderr, "unknown file operation %d\n", op);
         return EXIT_FAILED;
     }

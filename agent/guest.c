@@ -29,6 +29,7 @@
 enum { PORT_WAIT_MS = 20000, ENTROPY_MAX = 64, PIDS_LEAST = 32 };
 
 static const char DRIVERS[] = "/sys/bus/virtio";
+static unsigned long kernel_threads;
 
 static void report(const char *text, size_t length)
 {
@@ -169,16 +170,20 @@ static void set_clock(const char *nanoseconds)
         launch_fail("setting the clock");
 }
 
-/* Threads of the kernel count too; what is there now is not the box's. */
+/* The kernel's own threads count too. They are counted before a template is saved, for looking takes time. */
+static void count_threads(void)
+{
+    DIR *directory = opendir("/proc");
+    for (struct dirent *file; directory && (file = readdir(directory));)
+        kernel_threads += file->d_name[0] >= '1' && file->d_name[0] <= '9';
+    if (directory)
+        closedir(directory);
+}
+
 static void limit_processes(const char *limit)
 {
     char text[32];
-    DIR *directory = opendir("/proc");
-    unsigned long count = strtoul(limit, NULL, 10);
-    for (struct dirent *file; directory && (file = readdir(directory));)
-        count += file->d_name[0] >= '1' && file->d_name[0] <= '9';
-    if (directory)
-        closedir(directory);
+    unsigned long count = strtoul(limit, NULL, 10) + kernel_threads;
     snprintf(text, sizeof text, "%lu", count < PIDS_LEAST ? PIDS_LEAST : count);
     write_text("/proc/sys/kernel/threads-max", text, false);
 }
@@ -283,6 +288,7 @@ int cmd_init(int argc, char **argv)
     unlink("/init");
     setrlimit(RLIMIT_NOFILE, &files);
     loopback_up();
+    count_threads();
     port_tell(LINE_READY, 0, NULL, 0);
     resume();
     mainlog_forward(port_log, port_exit);

@@ -251,11 +251,11 @@ static void accept_ready(struct source *source, uint32_t events)
 
 /* From the guest: nothing of it is trusted. */
 
-static void fail(const char *text, size_t size)
+static void fail(char kind, const char *text, size_t size)
 {
     char message[TAIL + 256];
     if (!committed)
-        launch_tell(message, (size_t)snprintf(message, sizeof message, "E%.*s", (int)size, text), -1);
+        launch_tell(message, (size_t)snprintf(message, sizeof message, "%c%.*s", kind, (int)size, text), -1);
 }
 
 static void act(const struct line_frame *frame)
@@ -275,7 +275,7 @@ static void act(const struct line_frame *frame)
     } else if (frame->type == LINE_UP && !committed) {
         launch_tell("R", 1, -1);
     } else if (frame->type == LINE_FAILED) {
-        fail((char *)payload, size < TAIL ? size : TAIL);
+        fail('F', (char *)payload, size < TAIL ? size : TAIL);
     } else if (frame->type == LINE_LOG && size > 9 && (payload[0] == 1 || payload[0] == 2)) {
         struct iovec place = {payload + 9, size - 9};
         mainlog_write(payload[0], get64(payload + 1), &place, 1, size - 9);
@@ -354,7 +354,7 @@ static void emulator_ready(struct source *source, uint32_t events)
         output_ready(&output, EPOLLIN);
     int size = snprintf(text, sizeof text, "the emulator ended (%s %d): %.*s", WIFSIGNALED(status) ? "signal" : "exit code",
                         WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), (int)tail_size, tail);
-    fail(text, (size_t)size < sizeof text ? (size_t)size : sizeof text - 1);
+    fail('E', text, (size_t)size < sizeof text ? (size_t)size : sizeof text - 1);
     if (line.fd >= 0)
         line_ready(&line, EPOLLIN);
     if (!off)

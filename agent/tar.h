@@ -151,6 +151,7 @@ struct tar_walk_options {
     bool userxattr; /* ... from user.overlay.* instead of trusted.overlay.* */
     bool xattrs;    /* write security.capability and user.* */
     bool tolerate;  /* a living tree: what vanishes or is a socket is left out */
+    bool one_system; /* of a directory that something is mounted on, only the directory; of such a file, nothing */
     bool shift;     /* subtract `base` from uids and gids */
     uint32_t base;
 };

@@ -28,6 +28,7 @@ struct walk {
     struct tar_error changed; /* the first file that shrank, if any */
     struct link *links;       /* hash table, open addressing */
     size_t links_used, links_room;
+    dev_t device; /* of what the walk began with */
     struct tar_map map;
     struct tar_xattr xattrs[TAR_XATTRS_MAX];
     char names[XATTR_LIST];
@@ -328,8 +329,13 @@ static int put_named(struct walk *w, int parent, const char *name) {
         return gone(w) ? 0 : tar_fail_errno(w->error, "cannot read");
     if (S_ISSOCK(info.st_mode))
         return 0; /* has no form in an archive, and no life without its process */
+    bool foreign = w->options->one_system && info.st_dev != w->device;
+    if (foreign && !S_ISDIR(info.st_mode))
+        return 0;
     if (describe(w, &info, &m) < 0 || known_link(w, &info, &link) < 0)
         return -1;
+    if (foreign)
+        return tar_put_member(w->writer, &m, NULL);
     if (link) {
         m.hard_link = true;
         m.link = link;
@@ -394,6 +400,8 @@ int tar_walk(struct tar_writer *writer, int parent, const char *name, const char
     if (strcmp(as, ".") != 0)
         memcpy(w->path, as, strnlen(as, TAR_PATH_MAX));
     tar_error_member(error, as, strlen(as));
+    struct stat start;
+    w->device = fstatat(parent, name, &start, AT_SYMLINK_NOFOLLOW) == 0 ? start.st_dev : 0;
     int result = put_named(w, parent, name);
     if (result == 0)
         result = tar_put_end(writer);

@@ -2,7 +2,7 @@
  *
  * As `launch`: the configuration comes on standard input, a SOCK_SEQPACKET socket, with the descriptors LISTEN, LOG0, LOG1, EXIT and
  * CONSOLE, then the memory's if there is a `memory` record, then the emulator's, which it finds from 10 on in their order (3 is the
- * line). Answers: P<pid> with a pidfd, E<text>, B (the guest has booted and waits), R (the box is up); the host sends V<records> to
+ * line). Answers: P<pid> with a pidfd, E<text>, F<text> (the guest has failed), B (the guest has booted and waits), R (the box is up); the host sends V<records> to
  * resume the guest, and commits with G.
  *
  *     launcher                          keeper, PID 1                   emulator

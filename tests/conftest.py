@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,3 +24,12 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
     """A user without any privilege, and what programs that run as that user need."""
     with prepared() as user:
         yield user
+
+
+@pytest.fixture(scope="session")
+def vm_store() -> Path:
+    """Kernel, templates and disks of VMs: kept between runs, for they take long to make."""
+    given = os.environ.get("HUTCH_TEST_VM_STORE")
+    store = Path(given) if given else Path(__file__).parents[1] / ".cache" / "vm"
+    store.mkdir(parents=True, exist_ok=True)
+    return store

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
-    from hutch.engine.container import ContainerEngine
+    from hutch.engine.base import Engine
 
 ENVIRONMENT = {"PATH": "/bin:/usr/bin:/sbin:/usr/sbin", "HOME": "/root"}
 _numbers = itertools.count()
@@ -37,7 +37,7 @@ class Box(NamedTuple):
     directory: Path
     plan: BoxPlan
     started: Started
-    engine: ContainerEngine
+    engine: Engine
 
     async def run(self, *argv: str, user: str = "", timeout: float = 20.0) -> Output:
         """Run a command to its end."""
@@ -116,7 +116,7 @@ def plan(
 
 
 @contextlib.asynccontextmanager
-async def running(engine: ContainerEngine, box: BoxPlan) -> AsyncIterator[Box]:
+async def running(engine: Engine, box: BoxPlan) -> AsyncIterator[Box]:
     """A box that runs inside the block."""
     started = await engine.start(box)
     try:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hutch.engine.container import ContainerEngine
+from hutch.engine.vm import VmEngine
 from tests import rootfs as rootfs_builder
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from hutch.engine.base import Engine
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +23,23 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine() -> ContainerEngine:
-    """The engine under test, for whoever runs the tests."""
+def container() -> ContainerEngine:
+    """The engine of containers, for whoever runs the tests."""
     engine = ContainerEngine()
     engine.check()
     return engine
+
+
+@pytest.fixture
+def vm(vm_store: Path) -> VmEngine:
+    """The engine of VMs, for whoever runs the tests."""
+    engine = VmEngine(vm_store)
+    engine.check()
+    return engine
+
+
+@pytest.fixture(params=["container", "vm"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """The engine under test: each in turn."""
+    found: Engine = request.getfixturevalue(request.param)
+    return found

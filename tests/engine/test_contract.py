@@ -22,6 +22,7 @@ from hutch.host import mapping, proc
 from tests.engine.boxes import plan, running
 
 if TYPE_CHECKING:
+    from hutch.engine.base import Engine
     from hutch.engine.container import ContainerEngine
 
 pytestmark = pytest.mark.anyio
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.anyio
 ALL_IDS = mapping.current().count >= 65_536
 
 
-async def test_a_started_box_answers(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_a_started_box_answers(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         assert engine.observe(box.directory) == Observed(running=True, pid=box.started.pid)
         output = await box.sh("id -u; hostname; cat /etc/release; echo oops >&2; exit 7")
@@ -38,7 +39,7 @@ async def test_a_started_box_answers(engine: ContainerEngine, rootfs: Path, tmp_
         assert output.err == "oops\n"
 
 
-async def test_kill_leaves_nothing(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_kill_leaves_nothing(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         await box.spawn("sleep 1000 & sleep 1000")
         pid = box.started.pid
@@ -52,7 +53,7 @@ async def test_kill_leaves_nothing(engine: ContainerEngine, rootfs: Path, tmp_pa
         await engine.kill(box.directory)
 
 
-async def test_files_survive_stop_and_start(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_files_survive_stop_and_start(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     box_plan = plan(tmp_path / "box", rootfs)
     async with running(engine, box_plan) as box:
         await box.sh("echo kept > /root/file; rm /etc/release; mkdir /new")
@@ -62,7 +63,7 @@ async def test_files_survive_stop_and_start(engine: ContainerEngine, rootfs: Pat
     assert (rootfs / "etc/release").exists()
 
 
-async def test_a_missing_box_is_not_running(engine: ContainerEngine, tmp_path: Path) -> None:
+async def test_a_missing_box_is_not_running(engine: Engine, tmp_path: Path) -> None:
     assert engine.observe(tmp_path / "none") == Observed(running=False)
     assert engine.usage(tmp_path / "none") == Usage()
     await engine.kill(tmp_path)
@@ -70,28 +71,28 @@ async def test_a_missing_box_is_not_running(engine: ContainerEngine, tmp_path: P
         await engine.connect(tmp_path / "none")
 
 
-async def test_the_end_of_pid_1_is_the_end_of_the_box(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_the_end_of_pid_1_is_the_end_of_the_box(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         await box.spawn("sleep 1000")
         os.kill(box.started.pid, 9)
         assert await proc.poll_until(lambda: not engine.observe(box.directory).running, 5)
 
 
-async def test_namespaces_are_open_to_the_host(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_namespaces_are_open_to_the_host(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
     """The box's network is set up from outside, by its own user."""
-    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+    async with running(container, plan(tmp_path / "box", rootfs)) as box:
         for name in ("net", "user", "mnt"):
             os.close(os.open(f"/proc/{box.started.pid}/ns/{name}", os.O_RDONLY))
 
 
-async def test_a_running_box_is_not_started_again(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_a_running_box_is_not_started_again(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         with pytest.raises(InvalidStateError):
             await engine.start(box.plan)
         assert (await box.sh("echo untouched")).out == "untouched\n"
 
 
-async def test_a_box_that_ended_by_itself_starts_again(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_a_box_that_ended_by_itself_starts_again(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         os.kill(box.started.pid, 9)
         assert await proc.poll_until(lambda: not engine.observe(box.directory).running, 5)
@@ -99,7 +100,7 @@ async def test_a_box_that_ended_by_itself_starts_again(engine: ContainerEngine, 
         assert (await box.sh("echo again")).out == "again\n"
 
 
-async def test_a_stale_record_is_not_believed(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_a_stale_record_is_not_believed(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     """The pid of a dead box may belong to anybody: with another start time, or of another boot, it is not ours."""
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         path = box.directory / "run/state.json"
@@ -113,7 +114,7 @@ async def test_a_stale_record_is_not_believed(engine: ContainerEngine, rootfs: P
         path.write_bytes(real)
 
 
-async def test_a_deep_folder_is_no_obstacle(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_a_deep_folder_is_no_obstacle(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     """A unix socket's address holds 108 bytes; a box's folder may be longer."""
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
@@ -121,7 +122,7 @@ async def test_a_deep_folder_is_no_obstacle(engine: ContainerEngine, rootfs: Pat
         assert (await box.sh("echo deep")).out == "deep\n"
 
 
-async def test_names_with_special_characters(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_names_with_special_characters(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     odd = tmp_path / "a b,c:d\\e=é"
     odd.mkdir()
     (odd / "layer,1:2").mkdir()
@@ -130,21 +131,23 @@ async def test_names_with_special_characters(engine: ContainerEngine, rootfs: Pa
         assert (await box.sh("cat /found")).out == "odd\n"
 
 
-async def test_layers_and_a_frozen_upper(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_layers_and_a_frozen_upper(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     """What one box wrote is a layer for the next: changes, deletions, and owners."""
     first = plan(tmp_path / "first", rootfs)
     async with running(engine, first) as box:
         chown = "chown 1000:50 /owned" if ALL_IDS else "true"
         assert (await box.sh(f"echo one > /owned; {chown}; rm /etc/release; rm -r /home; mkdir /home")).status == 0
-    frozen = Lower(first.directory / "upper", owned_by_box=True)
+    await engine.move_upper(first.directory, tmp_path / "frozen")
+    frozen = Lower(tmp_path / "frozen", owned_by_box=True)
     async with running(engine, plan(tmp_path / "second", rootfs, lowers=[frozen])) as box:
         output = await box.sh("stat -c '%u:%g' /owned; ls /home; test -e /etc/release || echo gone; echo x >> /owned")
         assert output.out == ("1000:50\ngone\n" if ALL_IDS else "0:0\ngone\n")
         assert output.status == 0
-    assert (first.directory / "upper/owned").read_text() == "one\n"
+    async with running(engine, plan(tmp_path / "third", rootfs, lowers=[frozen])) as box:
+        assert (await box.sh("cat /owned")).out == "one\n"
 
 
-async def test_many_layers(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_many_layers(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     layers = []
     for number in range(120):
         layer = tmp_path / "layers" / f"{number:0100}"
@@ -156,7 +159,7 @@ async def test_many_layers(engine: ContainerEngine, rootfs: Path, tmp_path: Path
         assert (await box.sh("cat /top; ls -d /only* | wc -l")).out == "0\n120\n"
 
 
-async def test_files_of_the_host(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_files_of_the_host(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         output = await box.sh(
             "cat /etc/hostname; grep -c testbox /etc/hosts; echo 'nameserver 9.9.9.9' > /etc/resolv.conf"
@@ -167,7 +170,7 @@ async def test_files_of_the_host(engine: ContainerEngine, rootfs: Path, tmp_path
     assert not (rootfs / "etc/hosts").exists()
 
 
-async def test_etc_links_stay_inside(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_etc_links_stay_inside(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
     """An image may make /etc/hosts, or the target of a mount, a symlink to anywhere: it is anywhere in the box."""
     victim = tmp_path / "victim"
     victim.write_text("host\n")
@@ -183,7 +186,7 @@ async def test_etc_links_stay_inside(engine: ContainerEngine, rootfs: Path, tmp_
     mounts = [MountPlan(source, "/link/made/here")]
     box_plan = plan(tmp_path / "box", rootfs, lowers=[Lower(layer)], mounts=mounts)
     (layer / str(tmp_path)[1:]).mkdir(parents=True)
-    async with running(engine, box_plan) as box:
+    async with running(container, box_plan) as box:
         output = await box.sh(f"touch {tmp_path}/made/here/file; cat /run/resolv.conf && echo linked")
         assert output.out == "linked\n", output
     assert victim.read_text() == "host\n"
@@ -191,7 +194,7 @@ async def test_etc_links_stay_inside(engine: ContainerEngine, rootfs: Path, tmp_
     assert not (tmp_path / "made").exists()
 
 
-async def test_a_base_folder_that_is_a_link(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_a_base_folder_that_is_a_link(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "layer").mkdir()
     (tmp_path / "layer/proc").symlink_to("/etc")
     with pytest.raises(EngineError, match="proc"):
@@ -199,7 +202,7 @@ async def test_a_base_folder_that_is_a_link(engine: ContainerEngine, rootfs: Pat
             pass
 
 
-async def test_mounts(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_mounts(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "rw").mkdir()
     (tmp_path / "ro").mkdir()
     (tmp_path / "ro/inside").write_text("read me\n")
@@ -209,7 +212,7 @@ async def test_mounts(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> 
         MountPlan(tmp_path / "ro", "/deep/er/ro", read_only=True),
         MountPlan(tmp_path / "file", "/etc/app/file", read_only=True),
     ]
-    async with running(engine, plan(tmp_path / "box", rootfs, mounts=mounts)) as box:
+    async with running(container, plan(tmp_path / "box", rootfs, mounts=mounts)) as box:
         output = await box.sh("cat /deep/er/ro/inside /etc/app/file; echo new > /data/file; stat -c %u /data/file")
         assert output.out == "read me\nsingle\n0\n"
         assert (tmp_path / "rw/file").read_text() == "new\n"
@@ -232,14 +235,14 @@ async def test_mounts(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("target", ["data", "/", "/a/../b", "/..", ""])
-async def test_malformed_targets(engine: ContainerEngine, rootfs: Path, tmp_path: Path, target: str) -> None:
+async def test_malformed_targets(engine: Engine, rootfs: Path, tmp_path: Path, target: str) -> None:
     with pytest.raises(InvalidArgumentError):
         await engine.start(plan(tmp_path / "box", rootfs, mounts=[MountPlan(tmp_path, target)]))
 
 
 @pytest.mark.skipif(not ALL_IDS, reason="boxes have one id here")
-async def test_owners_in_the_box(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
-    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+async def test_owners_in_the_box(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(container, plan(tmp_path / "box", rootfs)) as box:
         assert (await box.sh("id -u; id -g; id -G", user="user")).out == "1000\n1000\n1000 50\n"
         assert (await box.sh("touch /etc/x 2>&1 || echo no", user="user")).out.endswith("no\n")
         assert (await box.sh("chown 1234:4321 /tmp; stat -c %u:%g /tmp /bin/sh /")).out == "1234:4321\n0:0\n0:0\n"
@@ -249,8 +252,8 @@ async def test_owners_in_the_box(engine: ContainerEngine, rootfs: Path, tmp_path
     assert stat.S_IMODE(owner.st_mode) == 0o1777
 
 
-async def test_devices(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
-    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+async def test_devices(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(container, plan(tmp_path / "box", rootfs)) as box:
         output = await box.sh(
             "echo x > /dev/null && head -c 4 /dev/zero | od -An -tx1 && head -c 8 /dev/urandom | wc -c;"
             "echo y > /dev/stdout; echo z > /dev/shm/z && cat /dev/shm/z; ls /dev/pts/ptmx; ls /dev | tr '\\n' ' '"
@@ -261,47 +264,50 @@ async def test_devices(engine: ContainerEngine, rootfs: Path, tmp_path: Path) ->
         )
 
 
-async def test_freeze_and_thaw(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
-    if Capability.PAUSE not in engine.capabilities:
+async def test_freeze_and_thaw(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    if Capability.PAUSE not in container.capabilities:
         pytest.skip("no freezer here")
-    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+    async with running(container, plan(tmp_path / "box", rootfs)) as box:
         await box.spawn("while true; do date +%N > /tmp/clock; done")
-        await engine.freeze(box.directory)
-        await engine.freeze(box.directory)
-        assert engine.observe(box.directory).running
+        await container.freeze(box.directory)
+        await container.freeze(box.directory)
+        assert container.observe(box.directory).running
         clock = tmp_path / "box/upper/tmp/clock"
         before = clock.stat().st_mtime_ns if clock.exists() else 0
         await anyio.sleep(0.1)
         assert (clock.stat().st_mtime_ns if clock.exists() else 0) == before
-        await engine.thaw(box.directory)
-        await engine.thaw(box.directory)
+        await container.thaw(box.directory)
+        await container.thaw(box.directory)
         assert (await box.sh("echo awake")).out == "awake\n"
-        await engine.freeze(box.directory)  # a frozen box can be killed
+        await container.freeze(box.directory)  # a frozen box can be killed
 
 
-async def test_start_failure_leaves_nothing(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_start_failure_leaves_nothing(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
     box_plan = plan(tmp_path / "box", rootfs, mounts=[MountPlan(tmp_path / "missing", "/data")])
     with pytest.raises(EngineError, match=r"missing: No such file or directory"):
-        await engine.start(box_plan)
+        await container.start(box_plan)
     assert not any((box_plan.directory / "run").iterdir())
-    assert not engine.observe(box_plan.directory).running
+    assert not container.observe(box_plan.directory).running
     assert not list(Path("/sys/fs/cgroup").glob(f"*/hutch/{box_plan.box_id}"))
 
 
-async def test_start_failure_inside_names_the_step(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_start_failure_inside_names_the_step(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     mounts = [MountPlan(tmp_path / "file", "/etc/release/x")]
     with pytest.raises(EngineError, match=r"mounting in the box at /etc/release/x: Not a directory"):
-        await engine.start(plan(tmp_path / "box", rootfs, mounts=mounts))
+        await container.start(plan(tmp_path / "box", rootfs, mounts=mounts))
 
 
-async def test_cancelled_starts_leave_nothing(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_cancelled_starts_leave_nothing(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     """Cut at many moments: each start either gave a running box, or nothing is left of it."""
     cancelled = 0
-    for step in range(25):
+    await engine.start(whole := plan(tmp_path / "whole", rootfs))  # what is made once is there now
+    await engine.kill(whole.directory)
+    steps, pause = (12, 0.06) if engine.name == "vm" else (25, 0.0005)
+    for step in range(steps):
         box_plan = plan(tmp_path / f"box{step}", rootfs)
         started = False
-        with anyio.move_on_after(step * 0.0005):
+        with anyio.move_on_after(step * pause):
             await engine.start(box_plan)
             started = True
         assert engine.observe(box_plan.directory).running == started
@@ -314,14 +320,14 @@ async def test_cancelled_starts_leave_nothing(engine: ContainerEngine, rootfs: P
     assert cancelled
 
 
-async def test_connect_is_non_blocking(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_connect_is_non_blocking(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     async with running(engine, plan(tmp_path / "box", rootfs)) as box:
         with await engine.connect(box.directory) as connection:
             assert connection.family == socket.AF_UNIX
             assert connection.getblocking() is False
 
 
-async def test_several_boxes_at_once(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_several_boxes_at_once(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     plans = [plan(tmp_path / f"box{number}", rootfs) for number in range(8)]
     async with anyio.create_task_group() as tasks:
         for box_plan in plans:
@@ -334,8 +340,8 @@ async def test_several_boxes_at_once(engine: ContainerEngine, rootfs: Path, tmp_
             await engine.kill(box_plan.directory)
 
 
-async def test_copy_and_remove_trees(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
-    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+async def test_copy_and_remove_trees(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(container, plan(tmp_path / "box", rootfs)) as box:
         chown = "chown 1000:50 a" if ALL_IDS else "true"
         script = (
             f"cd /root && echo data > a && ln a b && ln -s /etc/passwd link && {chown} && chmod 4711 a && "
@@ -344,11 +350,11 @@ async def test_copy_and_remove_trees(engine: ContainerEngine, rootfs: Path, tmp_
         )
         assert (await box.sh(script)).status == 0
     copy = tmp_path / "copy"
-    await engine.copy_tree(tmp_path / "box/upper", copy)
+    await container.copy_tree(tmp_path / "box/upper", copy)
     with pytest.raises(StorageError):
-        await engine.copy_tree(tmp_path / "box/upper", copy)
+        await container.copy_tree(tmp_path / "box/upper", copy)
     frozen = Lower(copy, owned_by_box=True)
-    async with running(engine, plan(tmp_path / "second", rootfs, lowers=[frozen])) as box:
+    async with running(container, plan(tmp_path / "second", rootfs, lowers=[frozen])) as box:
         output = await box.sh(
             "cd /root; stat -c '%a %u:%g %h' a; readlink link; test -p fifo && echo fifo; stat -c %a closed;"
             "test $(du -k sparse | cut -f1) -lt 100 && echo sparse; test -e /etc/release || echo gone"
@@ -356,44 +362,46 @@ async def test_copy_and_remove_trees(engine: ContainerEngine, rootfs: Path, tmp_
         owner = "1000:50" if ALL_IDS else "0:0"
         assert output.out == f"4711 {owner} 2\n/etc/passwd\nfifo\n0\nsparse\ngone\n"
     for path in (copy, tmp_path / "box", tmp_path / "second"):
-        await engine.remove_tree(path)
+        await container.remove_tree(path)
         assert not path.exists()
-        await engine.remove_tree(path)
+        await container.remove_tree(path)
 
 
-async def test_remove_tree_does_not_follow_links(engine: ContainerEngine, tmp_path: Path) -> None:
+async def test_remove_tree_does_not_follow_links(container: ContainerEngine, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/file").touch()
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/link").symlink_to(tmp_path / "kept")
     (tmp_path / "top").symlink_to(tmp_path / "kept")
-    await engine.remove_tree(tmp_path / "tree")
-    await engine.remove_tree(tmp_path / "top")
+    await container.remove_tree(tmp_path / "tree")
+    await container.remove_tree(tmp_path / "top")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert (tmp_path / "kept/file").exists()
 
 
-async def test_a_failed_copy_leaves_nothing(engine: ContainerEngine, tmp_path: Path) -> None:
+async def test_a_failed_copy_leaves_nothing(container: ContainerEngine, tmp_path: Path) -> None:
     with pytest.raises(StorageError):
-        await engine.copy_tree(tmp_path / "absent", tmp_path / "copy")
+        await container.copy_tree(tmp_path / "absent", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 
-async def test_the_writable_layer(engine: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_the_writable_layer(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     """It can be measured, moved away to be a layer of other boxes, copied and emptied, whoever in the box owns it."""
     box_plan = plan(tmp_path / "box", rootfs)
     assert engine.upper(box_plan.directory) is Upper.EMPTY
     await engine.reset_upper(box_plan.directory)
     async with running(engine, box_plan) as box:
         close = "chown 1000:50 / && chmod 711 /" if ALL_IDS else "true"
-        await box.sh(f"dd if=/dev/urandom of=/data bs=1k count=100; {close}")
-        assert 100 << 10 <= await engine.upper_size(box.directory) < 1 << 20
+        await box.sh(f"dd if=/dev/urandom of=/data bs=1k count=100 conv=fsync; {close}")
+        assert 100 << 10 <= await engine.upper_size(box.directory) < 16 << 20
     assert engine.upper(box_plan.directory) is Upper.MOVABLE
     await engine.copy_upper(box_plan.directory, tmp_path / "copied")
     await engine.move_upper(box_plan.directory, tmp_path / "moved")
     assert engine.upper(box_plan.directory) is Upper.EMPTY
     assert await engine.upper_size(box_plan.directory) == 0
-    assert await engine.tree_size(tmp_path / "copied") == await engine.tree_size(tmp_path / "moved") > 100 << 10
+    copied, moved = [await engine.tree_size(tmp_path / name) for name in ("copied", "moved")]
+    assert min(copied, moved) > 100 << 10
+    assert copied == moved or engine.name == "vm"  # a copy has holes where zeros were written
     assert await engine.tree_size(tmp_path / "absent") == 0
     for name in ("copied", "moved"):
         async with running(engine, plan(tmp_path / name[0], rootfs, lowers=[Lower(tmp_path / name, True)])) as box:
@@ -407,12 +415,12 @@ async def test_the_writable_layer(engine: ContainerEngine, rootfs: Path, tmp_pat
         await engine.move_upper(box_plan.directory, tmp_path / "moved")
 
 
-async def test_a_very_deep_tree_is_removed(engine: ContainerEngine, tmp_path: Path) -> None:
+async def test_a_very_deep_tree_is_removed(container: ContainerEngine, tmp_path: Path) -> None:
     """Deeper than a stack or a path can be: a box makes such trees with relative steps."""
     script = "import os, sys; os.chdir(sys.argv[1])\nfor _ in range(5000): os.mkdir('d'); os.chdir('d')"
     tree = tmp_path / "tree"
     tree.mkdir()
     await anyio.run_process([sys.executable, "-c", script, str(tree)])
-    assert await engine.tree_size(tree) >= 0
-    await engine.remove_tree(tree)
+    assert await container.tree_size(tree) >= 0
+    await container.remove_tree(tree)
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hutch.runtime.box import LocalBox
+    from hutch.types import BoxSpec
 
 IMAGE = "busybox:test"
 
@@ -37,18 +38,37 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(tmp_path: Path, images: Path) -> Path:
-    """A fresh home that shares the images."""
+def home(tmp_path: Path, images: Path, vm_store: Path) -> Path:
+    """A fresh home that shares the images, and what VMs are made from."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     (home / "images").symlink_to(images)
+    (home / "vm").symlink_to(vm_store)
     return home
 
 
+class RuntimeOf(LocalRuntime):
+    """A runtime whose boxes are of one kind."""
+
+    isolation = "container"
+
+    async def create(self, image: str | BoxSpec, **options: Any) -> LocalBox:
+        """See `LocalRuntime.create`."""
+        return await super().create(image, **{"isolation": self.isolation, **options})
+
+
 @pytest.fixture
-async def runtime(home: Path) -> AsyncIterator[LocalRuntime]:
+def isolation() -> str:
+    """What the boxes are isolated by: containers, or what HUTCH_TEST_ISOLATION says."""
+    return os.environ.get("HUTCH_TEST_ISOLATION", "container")
+
+
+@pytest.fixture
+async def runtime(home: Path, isolation: str) -> AsyncIterator[LocalRuntime]:
     """A runtime over the fresh home. Nothing of its boxes is left afterwards."""
-    async with LocalRuntime(home) as runtime:
+    runtime = RuntimeOf(home)
+    runtime.isolation = isolation
+    async with runtime:
         yield runtime
         for info in await runtime.list():
             await runtime.remove(info.id, force=True)

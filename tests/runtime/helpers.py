@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     from hutch.runtime.box import LocalBox
@@ -33,6 +33,14 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float 
     with in_time(seconds):
         while not (value if isinstance(value := condition(), bool) else await value):
             await anyio.sleep(0.01)
+
+
+async def next_line(chunks: AsyncIterator[bytes]) -> bytes:
+    """Return what comes up to the end of a line, in however many chunks."""
+    line = await anext(chunks)
+    while not line.endswith(b"\n"):
+        line += await anext(chunks)
+    return line
 
 
 class Sink:

@@ -26,7 +26,7 @@ from hutch.errors import (
 from hutch.runtime.runtime import LocalRuntime
 from hutch.types import ExecState
 from tests.runtime.conftest import IMAGE
-from tests.runtime.helpers import in_time, processes, sh, until
+from tests.runtime.helpers import in_time, next_line, processes, sh, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -421,10 +421,10 @@ async def test_4_6_the_size_is_set_before_the_command_runs_and_can_change(box: L
     execution = await box.exec(*sh(script), tty=True, rows=50, cols=132)
     chunks = aiter(execution.stdout)
     with in_time():
-        assert await anext(chunks) == b"50 132\r\n"
+        assert await next_line(chunks) == b"50 132\r\n"
         await anyio.sleep(0.1)
         await execution.resize(30, 100)
-        assert await anext(chunks) == b"30 100\r\n"
+        assert await next_line(chunks) == b"30 100\r\n"
         await execution.kill()
 
 
@@ -452,7 +452,7 @@ async def test_4_6_hangup_and_interrupt_reach_the_terminal(box: LocalBox) -> Non
     )
     chunks = aiter(execution.stdout)
     with in_time():
-        assert await anext(chunks) == b"up\r\n"
+        assert await next_line(chunks) == b"up\r\n"
         await execution.stdin.write(b"\x03")
         rest = b"".join([chunk async for chunk in chunks])
         assert rest.endswith(b"int\r\n")

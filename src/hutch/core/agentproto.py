@@ -91,7 +91,9 @@ class FileOp(enum.IntEnum):
     PUT = 2
     STAT = 3
     LIST = 4
-    TUNNEL = 5
+    ROOT = 5
+    """As GET, with extended attributes, of one file system alone."""
+    TUNNEL = 6
 
 
 class Hello(msgspec.Struct, frozen=True):

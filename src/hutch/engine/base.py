@@ -167,7 +167,8 @@ class Engine(Protocol):
         """Measure what the writable layer takes on the host's disk, in bytes."""
 
     async def tree_size(self, path: Path) -> int:
-        """Measure what a folder takes on the host's disk, in bytes; 0 when it is absent."""
+        """Measure what a frozen layer, or any other folder, takes on the host's disk, in bytes; 0 when it is absent.
+        What it shares with others counts for none of them."""
 
     async def remove_tree(self, path: Path) -> None:
         """Delete a folder whose files may belong to the box's users. Idempotent. Never follows a symlink out of

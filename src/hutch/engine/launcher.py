@@ -30,6 +30,10 @@ BOX_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,63}")
 HOSTNAME = re.compile(r"[0-9A-Za-z_]([0-9A-Za-z_.-]{0,62}[0-9A-Za-z_])?")
 
 
+class BoxFault(EngineError):
+    """The image or the disk of the box is at fault, not what it is started with."""
+
+
 def check_plan(plan: BoxPlan) -> None:
     """Raise `InvalidArgumentError` for a plan that no engine can carry out."""
     if not BOX_ID.fullmatch(plan.box_id):
@@ -145,8 +149,9 @@ class Launch:
         while not (text := await self._message()).startswith(sign):
             if text.startswith(b"P"):
                 self._pid = int(text[1:])
-            elif text.startswith(b"E"):
-                raise EngineError(f"the box cannot start: {text[1:].decode(errors='replace')}")
+            elif text.startswith((b"E", b"F")):
+                kind = EngineError if text.startswith(b"E") else BoxFault
+                raise kind(f"the box cannot start: {text[1:].decode(errors='replace')}")
             elif not text:
                 raise EngineError("the box cannot start: the launcher ended without a word")
         process = None if self._pid is None else Process.of(self._pid)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -39,7 +40,7 @@ else:
     from backports import zstd
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 
     from hutch.engine.base import Engine
     from hutch.runtime.home import Home
@@ -75,16 +76,43 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self, sha256=hashlib.sha256(msgspec.json.encode(bare)).hexdigest())
 
 
-async def write(path: Path, record: BoxRecord, layers: Sequence[tuple[Path, bool]]) -> None:
-    """Write an archive of a box with these layers (topmost first; whether their owners are the box's), atomically.
-    Raises `StorageError`."""
+LayerWriter = Callable[[Path], Awaitable[str]]
+"""Writes a layer to a new file, as a compressed tar, and returns its SHA-256."""
+
+
+def folder(source: Path, *, owned_by_box: bool) -> LayerWriter:
+    """A layer that is a folder of the host; ``owned_by_box``: its owners are those of the box."""
+
+    async def write(target: Path) -> str:
+        return await anyio.to_thread.run_sync(_pack, source, owned_by_box, target)
+
+    return write
+
+
+def stream(chunks: AsyncIterable[bytes]) -> LayerWriter:
+    """A layer that comes as a tar."""
+
+    async def write(target: Path) -> str:
+        digest = hashlib.sha256()
+        compressor = zstd.ZstdCompressor(level=3)
+        with target.open("wb") as out:
+            async for piece in chunks:
+                _put(out, digest, await anyio.to_thread.run_sync(compressor.compress, piece))
+            _put(out, digest, compressor.flush())
+        return digest.hexdigest()
+
+    return write
+
+
+async def write(path: Path, record: BoxRecord, layers: Sequence[LayerWriter]) -> None:
+    """Write an archive of a box with these layers (topmost first), atomically. Raises `StorageError`."""
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             entries = []
             files = []
-            for number, (source, owned_by_box) in enumerate(reversed(layers)):
+            for number, layer in enumerate(reversed(layers)):
                 file = Path(scratch) / str(number)
-                digest = await anyio.to_thread.run_sync(_pack, source, owned_by_box, file)
+                digest = await layer(file)
                 files.append(file)
                 entries.append(LayerEntry(f"layers/{number}.tar.zst", digest, file.stat().st_size))
             manifest = Manifest(FORMAT, _portable(record), tuple(entries)).signed()

@@ -99,9 +99,10 @@ class Disks:
         """Delete all frozen layers that nothing names: what dead processes left."""
         await self._delete_unnamed({entry.name for entry in os.scandir(self._home.disks)})
 
-    async def size(self, names: Iterable[str]) -> int:
-        """Return what the layers take on the host's disk, in bytes."""
-        return sum([await self._engines.container.tree_size(self._home.disk(name)) for name in names])
+    async def size(self, record: BoxRecord, names: Iterable[str]) -> int:
+        """Return what these layers of a box take on the host's disk, in bytes."""
+        engine = self._engines.of(record)
+        return sum([await engine.tree_size(self._home.disk(name)) for name in names])
 
     async def written(self, box_id: str) -> int:
         """Return what a box's writable layer takes on the host's disk, in bytes."""

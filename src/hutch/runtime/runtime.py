@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
+from hutch.core import agentproto as proto
 from hutch.core import ids, lifecycle
 from hutch.errors import (
     AlreadyExistsError,
@@ -21,6 +22,7 @@ from hutch.errors import (
     InvalidStateError,
     NotFoundError,
     RuntimeClosedError,
+    StorageError,
 )
 from hutch.host.files import locked
 from hutch.host.proc import Process
@@ -260,7 +262,10 @@ class LocalRuntime:
         async with self.disks.using():
             async with self.lives.holding_still(box_id) as (record, running):
                 disks = await self.disks.capture(record, running=running)
-            await archive.write(target, record, self._layer_sources(record, disks))
+            if record.isolation == Isolation.VM:
+                await self._export_vm(target, record, disks)
+            else:
+                await archive.write(target, record, self._layer_sources(record, disks))
         await self.disks.release(disks)
 
     async def import_box(self, path: str | Path, *, name: str | None = None) -> LocalBox:
@@ -273,10 +278,12 @@ class LocalRuntime:
         async with self.disks.using():
             contents, disks = await archive.read(check_path("the archive", path), self.home, self.engines.container)
             now = time.time()
+            spec = msgspec.structs.replace(contents.spec, name=name, mounts=(), detach=False)
             record = msgspec.structs.replace(
                 self._unstarted(contents, now),
                 id=new_id(),
-                spec=msgspec.structs.replace(contents.spec, name=name, mounts=(), detach=False),
+                spec=spec,
+                isolation=await self.engines.choose(spec),
                 image_digest="",
                 disks=disks,
             )
@@ -377,13 +384,39 @@ class LocalRuntime:
             owner=self._process,
         )
 
-    def _layer_sources(self, record: BoxRecord, disks: tuple[str, ...]) -> builtins.list[tuple[Path, bool]]:
-        """The layers of a box, topmost first: (path, owners are those of the box)."""
+    async def _export_vm(self, target: Path, record: BoxRecord, disks: tuple[str, ...]) -> None:
+        """Only a kernel reads a VM's disk, and only that of a VM reads one that a box may have forged: a box on the
+        same disk, without the main command, gives its files, as one layer."""
+        name = f"export-{new_id()}"
+        spec = msgspec.structs.replace(record.spec, name=name, command=None, auto_remove=True, detach=False)
+        reader = msgspec.structs.replace(
+            self._unstarted(msgspec.structs.replace(record, command=None), time.time()),
+            id=new_id(),
+            spec=spec,
+            disks=disks,
+        )
+        self._add(reader)
+        try:
+            box = self._handle(reader)
+            execution = await box.start_file_op(
+                proto.FileOp.ROOT, "/", user="root", linger=None, sinks={proto.STDERR: _ignore}
+            )
+            chunks = aiter(execution.stdout)
+            await archive.write(target, record, [archive.stream(chunks)])
+            result = await execution.wait()
+            if result.exit_code != 0:
+                raise StorageError(f"not all files of the box could be read (exit code {result.exit_code})")
+        finally:
+            with anyio.CancelScope(shield=True), contextlib.suppress(HutchError):
+                await self.remove(reader.id, force=True)
+
+    def _layer_sources(self, record: BoxRecord, disks: tuple[str, ...]) -> builtins.list[archive.LayerWriter]:
+        """The layers of a box, topmost first."""
         layers = [(lower.path, lower.owned_by_box) for lower in map(self.home.lower, disks)]
         if record.image_digest:
             image = self.image_store.get(record.image_digest)
             layers += [(path, False) for path in self.image_store.layer_paths(image)]
-        return layers
+        return [archive.folder(path, owned_by_box=owned_by_box) for path, owned_by_box in layers]
 
     def _find(self, box: str) -> BoxRecord:
         found = self.store.find_boxes(check_name("the name of a box", box))
@@ -442,6 +475,10 @@ class LocalRuntime:
     def _check_open(self) -> None:
         if self._closed or self._tasks is None:
             raise RuntimeClosedError("the runtime is closed; use it inside `async with`")
+
+
+def _ignore(data: bytes) -> None:
+    pass
 
 
 async def _hold_tasks(*, task_status: TaskStatus[TaskGroup]) -> None:

@@ -36,7 +36,7 @@ class BoxSnapshots:
                 name=name,
                 box_id=self._box_id,
                 disks=layers,
-                size=await disks.size(layers),
+                size=await disks.size(record, layers),
                 created_at=time.time(),
             )
             self._runtime.store.add_snapshot(snapshot)

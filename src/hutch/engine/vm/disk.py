@@ -108,11 +108,13 @@ def move(directory: Path, target: Path) -> None:
     """See `hutch.engine.base.Engine.move_upper`. Raises `StorageError`."""
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
+        if target.exists() and not (target / DISK).samefile(directory / DISK):
+            raise StorageError(f"cannot move the disk of {directory} to {target}: it exists")
         if not target.exists():
             _begin(directory, partial)
             os.link(directory / DISK, partial / DISK)
             partial.rename(target)
-        (directory / DISK).unlink(missing_ok=True)
+        (directory / DISK).unlink()
     except OSError as error:
         files.remove_tree(partial)
         raise StorageError(f"cannot move the disk of {directory} to {target}: {error.strerror}") from error

@@ -12,7 +12,7 @@ import anyio.to_thread
 from hutch.core import agentproto, frames
 from hutch.engine import record, trees
 from hutch.engine.base import BoxPlan, Capability, Observed, Started, Upper, Usage
-from hutch.engine.launcher import check_plan
+from hutch.engine.launcher import BoxFault, check_plan
 from hutch.engine.vm import disk, kvm, machine, qmp
 from hutch.engine.vm.kernel import Kernels
 from hutch.engine.vm.launch import CONSOLE, Files, launching
@@ -105,6 +105,8 @@ class VmEngine:
         if template is not None:
             try:
                 return await self._boot(plan, shape, chain, group, template)
+            except BoxFault:
+                raise
             except (HutchError, TimeoutError) as error:
                 await self.templates.discard(template, error)
                 await self._end_process(plan.directory)
@@ -204,7 +206,7 @@ class VmEngine:
 
     async def tree_size(self, path: Path) -> int:
         """See `hutch.engine.base.Engine.tree_size`."""
-        return await trees.tree_size(path)
+        return disk.size(path) or await trees.tree_size(path)
 
     async def remove_tree(self, path: Path) -> None:
         """See `hutch.engine.base.Engine.remove_tree`. Raises `StorageError`."""

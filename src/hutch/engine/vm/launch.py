@@ -142,7 +142,7 @@ def _resume_records(plan: BoxPlan) -> list[tuple[str, str]]:
         ("entropy", secrets.token_bytes(64).hex()),
         ("time", str(time.time_ns())),
         ("hostname", plan.hostname),
-        ("etc/hostname", f"{plan.hostname}\n"),
+        ("etc/hostname", plan.hostname),
         ("etc/hosts", hosts_file(plan.hostname)),
         ("etc/resolv.conf", ""),
         ("etc/machine-id", f"{_machine_id(plan.box_id)}\n"),
