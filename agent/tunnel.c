@@ -1,5 +1,6 @@
 /* A tunnel to a TCP port of the box: standard input goes to the port, what the port says to standard output. The first byte on standard
- * output, '+', says that the connection is made. The end of one direction leaves the other open. */
+ * output, '+', says that the connection is made. The end of one direction leaves the other open; a '.' on standard error says
+ * that what came out is all, where a connection that breaks just ends. */
 #include "agent.h"
 
 #include <arpa/inet.h>
@@ -71,10 +72,8 @@ static bool turn(struct way *way, int connection)
         if (size == 0) {
             way->ended = true;
             if (way->to == connection)
-                shutdown(connection, SHUT_WR);
-            else
-                close(way->to);
-            return true;
+                return shutdown(connection, SHUT_WR) == 0;
+            return write(STDERR_FILENO, ".", 1) == 1 && close(way->to) == 0;
         }
     }
     size = write(way->to, way->bytes + way->start, way->end - way->start);

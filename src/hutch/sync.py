@@ -247,7 +247,7 @@ class Tunnel:
         return self._portal.call(functools.partial(self._wrapped.end))
 
     def receive(self) -> bytes:
-        """Return the next bytes, none at the end."""
+        """Return the next bytes, none at the end. Raises `NetworkError` when the connection broke."""
         return self._portal.call(functools.partial(self._wrapped.receive))
 
     def close(self) -> None:

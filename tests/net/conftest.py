@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import ssl
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,7 +20,6 @@ from tests.net import world as worlds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from hutch.runtime.box import LocalBox
     from hutch.runtime.execution import LocalExecution
@@ -26,12 +28,21 @@ IMAGE = "busybox:test"
 
 
 @pytest.fixture(scope="session")
-def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of talk.c."""
+    program = tmp_path_factory.mktemp("talk") / "talk"
+    subprocess.run(["gcc", "-static", "-O1", "-o", program, Path(__file__).with_name("talk.c")], check=True)
+    return program
+
+
+@pytest.fixture(scope="session")
+def image_store(tmp_path_factory: pytest.TempPathFactory, talk: Path) -> Path:
     """An image store that holds the test image."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     home = tmp_path_factory.mktemp("seed") / "home"
     tree = rootfs.build(tmp_path_factory.mktemp("image") / "rootfs")
+    shutil.copy(talk, tree / "bin/talk")
 
     async def load() -> None:
         async with LocalRuntime(home) as runtime:
@@ -69,13 +80,13 @@ def home(tmp_path: Path, image_store: Path) -> Path:
 
 @pytest.fixture
 async def runtime(home: Path, world: worlds.World) -> AsyncIterator[LocalRuntime]:
-    """A runtime over the fresh home. Nothing of its boxes is left afterwards, and its gateway has not complained."""
+    """A runtime over the fresh home. Nothing of its boxes is left afterwards, and its gateway has not failed."""
     async with LocalRuntime(home) as runtime:
         yield runtime
         for info in await runtime.list():
             await runtime.remove(info.id, force=True)
     log = home / "gateway.log"
-    assert not log.exists() or log.read_text() == ""
+    assert not log.exists() or "Traceback" not in log.read_text()
 
 
 class Caller:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,8 @@ from tests.net.conftest import IMAGE, call, get, get_tls
 from tests.net.world import GOOD, GOOD6, METADATA, NOWHERE, OTHER, PRIVATE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hutch.runtime.box import LocalBox
     from hutch.runtime.runtime import LocalRuntime
     from tests.net.world import World
@@ -35,7 +38,7 @@ async def test_disabled_has_nothing_but_its_loopback(runtime: LocalRuntime, worl
         ["busybox", "ping", "-c1", "-W2", GOOD],
     ):
         assert not (await box.run(*words)).ok
-    await box.run("sh", "-c", f"echo x | nc -u -w 1 {GOOD} 9999")
+    assert not (await box.run("talk", "udp", GOOD, "9999", "2", input=b"x")).ok
     assert not (await box.run("busybox", "nslookup", "good.test")).ok
     assert (await box.run("ip", "route")).text == ""
     assert not world.requests and not world.queries and not world.datagrams
@@ -132,11 +135,15 @@ async def test_other_protocols_pass_by_address_not_by_name(runtime: LocalRuntime
         await caller.close()
 
 
-async def test_udp_goes_nowhere(runtime: LocalRuntime, world: World) -> None:
+async def test_datagrams_go_nowhere(runtime: LocalRuntime, world: World, talk: Path) -> None:
+    words = ["udp", GOOD, "9999", "2"]
+    control = subprocess.run([talk, *words], input=b"hello", capture_output=True, timeout=10)
+    assert control.stdout == b"hello"
     box = await _box(runtime, outbound="enabled")
-    await box.run("sh", "-c", f"echo x | nc -u -w 1 {GOOD} 9999")
-    assert not (await box.run("busybox", "ping", "-c1", "-W2", GOOD)).ok
-    assert not world.datagrams
+    refused = await box.run("talk", *words, input=b"from the box")
+    assert refused.exit_code == 1
+    assert not (await box.run("busybox", "ping", "-c", "1", "-W", "2", GOOD)).ok
+    assert world.datagrams == [b"hello"]
 
 
 async def test_the_policy_changes_while_the_box_runs(runtime: LocalRuntime, world: World) -> None:

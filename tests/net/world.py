@@ -166,12 +166,10 @@ class World:
                 response = self._respond(wire)
                 if response is None:
                     continue
-                answer = response.to_wire()
-                if len(answer) > 1232:
+                if len(response.to_wire(max_size=65535)) > 1232:
                     response.answer.clear()
                     response.flags |= dns.flags.TC
-                    answer = response.to_wire()
-                receiver.sendto(answer, sender)
+                receiver.sendto(response.to_wire(), sender)
 
     def _answer_stream(self, connection: socket.socket) -> None:
         while size := connection.recv(2, socket.MSG_WAITALL):

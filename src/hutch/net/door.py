@@ -144,7 +144,7 @@ class Door:
             connection.close()
 
     async def _judge(self, connection: socket.socket, call: _Call) -> None:
-        if call.port == _DNS_PORT and call.peer == _GATEWAY:
+        if call.port == _DNS_PORT:
             await self._answer_stream(connection)
             return
         match self._verdict(call):

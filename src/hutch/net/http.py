@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _HEAD_BYTES = 64 * 1024
 _IDLE_SECONDS = 300.0
+_BODY_SECONDS = 1.0
 _SWITCHING = 101
 # They concern one connection, not the message; h11 makes those that are needed.
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"expect"))
@@ -106,8 +107,9 @@ class Exchange:
             await self._write(self._server, self._box, response)
             if isinstance(response, h11.Response):
                 await self._pass_on(self._client, upstream, self._server, self._box)
+            await asyncio.wait([body], timeout=_BODY_SECONDS)  # the peer may have answered without waiting for it
         finally:
-            body.cancel()  # the peer may have answered without waiting for it
+            body.cancel()
             await asyncio.wait([body])
         if isinstance(response, h11.InformationalResponse):
             await self._switch(upstream)

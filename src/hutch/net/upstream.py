@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ async def connect(addresses: Sequence[Address], port: int) -> socket.socket:
         except TimeoutError:
             reason = "it does not answer in time"
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = os.strerror(error.errno) if error.errno else str(error)
         else:
             return connection
     raise NetworkError(f"it cannot be reached: {reason}")

@@ -14,6 +14,7 @@ import msgspec
 
 from hutch.errors import HutchError, NetworkError, by_code
 from hutch.host import keeper, unixsocket
+from hutch.host.proc import poll_until
 from hutch.types import NetPolicy, Outbound, PublishedPort
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ SOCKET = "gateway.sock"
 LOG = "gateway.log"
 REQUEST_BYTES = 4096
 _SECONDS = 30.0
+_READY_SECONDS = 10.0
 _FULL_LOG_BYTES = 1 << 20
 
 
@@ -107,7 +109,4 @@ class Gatekeeper:
             await anyio.to_thread.run_sync(keeper.start, log, MODULE, str(self._home.root))
         except HutchError as error:
             raise NetworkError(str(error)) from error
-        for _ in range(100):  # it makes its socket when it can serve; a look each 10 ms costs next to nothing
-            if (self._home.root / SOCKET).exists():
-                return
-            await anyio.sleep(0.01)
+        await poll_until((self._home.root / SOCKET).exists, _READY_SECONDS)

@@ -26,6 +26,7 @@ import msgspec
 from hutch.core.policy import Policy
 from hutch.errors import HutchError, InternalError, NetworkError
 from hutch.host import netns, unixsocket
+from hutch.host.proc import poll_until
 from hutch.net.door import Door
 from hutch.net.journal import Journal
 from hutch.net.resolver import Resolver, host_sources
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hutch.net")
 
 _IDLE_SECONDS = 3.0
+_DECIDE_SECONDS = 10.0
 
 
 class _Served:
@@ -241,20 +243,21 @@ def _listening(home: Path) -> Iterator[socket.socket]:
         listener.close()
 
 
-def _alone(home: Path) -> bool:
-    """Take the lock of the one gateway of a home, for as long as this process lives."""
-    fd = os.open(home / "locks" / "gateway", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return False
-    return True
-
-
 async def _serve(home: Path) -> None:
-    async with LocalRuntime(home, is_gateway=True) as runtime:
-        await Gateway(runtime).run(home)
+    lock = os.open(home / "locks" / "gateway", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def decided() -> bool:
+        """We are the one, or another is. One that holds the lock and has no socket is about to begin, or to end."""
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine.append(lock)
+        return bool(mine) or (home / SOCKET).exists()
+
+    mine: list[int] = []
+    await poll_until(decided, _DECIDE_SECONDS)
+    if mine:  # and stays so for as long as this process lives
+        async with LocalRuntime(home, is_gateway=True) as runtime:
+            await Gateway(runtime).run(home)
 
 
 def main() -> int:
@@ -264,8 +267,7 @@ def main() -> int:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        if _alone(home):
-            anyio.run(_serve, home)
+        anyio.run(_serve, home)
     except Exception:
         if (home / "hutch.db").exists():
             raise

@@ -7,7 +7,7 @@ the same windows, and ends with the box.
 from __future__ import annotations
 
 import asyncio
-import io
+import contextlib
 import logging
 import socket
 from typing import TYPE_CHECKING
@@ -20,12 +20,11 @@ from hutch.net.relay import reset_at_close, tune
 from hutch.runtime.checks import check_text, check_whole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
     from hutch.runtime.box import LocalBox
-    from hutch.runtime.execution import LocalExecution
 
 log = logging.getLogger("hutch.net")
 
@@ -35,33 +34,48 @@ _PIECE = 128 * 1024
 class LocalTunnel:
     """A connection to a port of a box. Implements `hutch.sdk.base.Tunnel`."""
 
-    def __init__(self, box: LocalBox, execution: LocalExecution, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, box: LocalBox, spawn: Callable[..., None]) -> None:
+        """Not connected yet."""
         self._box = box
-        self._execution = execution
-        self._chunks = chunks
+        self._spawn = spawn
         self._rest = b""
+        # What the agent says about the connection: why there is none, or "." when it has ended well.
+        self._words = b""
+        self._told = anyio.Event()
 
-    @classmethod
-    async def open(cls, box: LocalBox, port: int) -> LocalTunnel:
+    async def open(self, port: int) -> None:
         """Connect. Raises `NetworkError` when nobody listens at the port."""
-        words = io.BytesIO()
-        execution = await box.start_file_op(
-            proto.FileOp.TUNNEL, str(port), user="0", cwd="/", stdin=True, sinks={proto.STDERR: words}, linger=None
+        self._execution = await self._box.start_file_op(
+            proto.FileOp.TUNNEL,
+            str(port),
+            user="0",
+            cwd="/",
+            stdin=True,
+            sinks={proto.STDERR: self._hear},
+            linger=None,
         )
         try:
-            chunks = aiter(execution.stdout)
-            first = await anext(chunks, b"")
+            self._chunks = aiter(self._execution.stdout)
+            first = await anext(self._chunks, b"")
             if not first:
-                await execution.wait()
-                reason = words.getvalue().decode(errors="replace").strip() or "the tunnel ended"
-                raise NetworkError(f"port {port} of box {box.name or box.id} cannot be reached: {reason}")
+                await self._execution.wait()
+                reason = self._words.decode(errors="replace").strip() or "the tunnel ended"
+                raise NetworkError(f"port {port} of box {self._box.name or self._box.id} cannot be reached: {reason}")
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await box.dispose(execution)
+                await self._box.dispose(self._execution)
             raise
-        tunnel = cls(box, execution, chunks)
-        tunnel._rest = first[1:]
-        return tunnel
+        self._rest = first[1:]
+        self._spawn(self._watch_end)
+
+    async def _watch_end(self) -> None:
+        with contextlib.suppress(HutchError):
+            await self._execution.wait()
+        self._told.set()
+
+    def _hear(self, words: bytes) -> None:
+        self._words += words
+        self._told.set()
 
     async def send(self, data: bytes) -> None:
         """Send bytes, waiting while the peer does not read. Raises `NetworkError` when it has gone."""
@@ -74,9 +88,14 @@ class LocalTunnel:
         await self._execution.stdin.close()
 
     async def receive(self) -> bytes:
-        """Return the next bytes, none at the end."""
+        """Return the next bytes, none at the end. Raises `NetworkError` when the connection broke."""
         data, self._rest = self._rest, b""
-        return data or await anext(self._chunks, b"")
+        data = data or await anext(self._chunks, b"")
+        if not data:
+            await self._told.wait()
+            if self._words != b".":
+                raise NetworkError("the connection to the box was broken")
+        return data
 
     async def close(self) -> None:
         """Break the connection. Idempotent."""
@@ -136,7 +155,9 @@ class BoxPorts:
     async def connect(self, port: int) -> LocalTunnel:
         """Connect to a TCP port of the box, whatever its network policy. See `hutch.sdk.base.Ports.connect`."""
         check_whole("port", port, 1, 65535)
-        return await LocalTunnel.open(self._box, port)
+        tunnel = LocalTunnel(self._box, self._spawn)
+        await tunnel.open(port)
+        return tunnel
 
     async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> LocalForward:
         """Let a port of the host lead to a port of the box. See `hutch.sdk.base.Ports.forward`."""
@@ -184,7 +205,7 @@ async def _serve_connection(connection: socket.socket, box: LocalBox, port: int)
     with connection:
         try:
             tune(connection)
-            async with await LocalTunnel.open(box, port) as tunnel:
+            async with await box.ports.connect(port) as tunnel:
                 await _join(connection, tunnel)
         except (HutchError, OSError) as error:
             log.debug("a connection to port %s of box %s ended: %s", port, box.id, error)

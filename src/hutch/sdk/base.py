@@ -167,7 +167,7 @@ class Tunnel(Protocol):
         """Say that nothing more will be sent; what the peer says still arrives. Idempotent."""
 
     async def receive(self) -> bytes:
-        """Return the next bytes, none at the end."""
+        """Return the next bytes, none at the end. Raises `NetworkError` when the connection broke."""
 
     async def close(self) -> None:
         """Break the connection. Idempotent."""

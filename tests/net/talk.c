@@ -1,0 +1,100 @@
+/* What nc(1) of a small image cannot do. `talk udp ADDRESS PORT SECONDS` sends standard input as one datagram and prints the answer;
+ * `talk echo PORT` serves echo over TCP; `talk raw SOURCE ADDRESS PORT` sends a datagram with a source of its choice through a raw socket. Exit status 1: refused. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/ip.h>
+#include <netinet/udp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static int refused(const char *step)
+{
+    perror(step);
+    return 1;
+}
+
+static int udp(const char *address, const char *port, const char *seconds)
+{
+    struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port))};
+    struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons((unsigned short)atoi(port))};
+    int is_six = strchr(address, ':') != NULL;
+    int fd = socket(is_six ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
+    char bytes[65536];
+    ssize_t size = read(0, bytes, sizeof bytes);
+    struct pollfd answer = {.fd = fd, .events = POLLIN};
+
+    inet_pton(AF_INET, address, &four.sin_addr);
+    inet_pton(AF_INET6, address, &six.sin6_addr);
+    if (connect(fd, is_six ? (struct sockaddr *)&six : (struct sockaddr *)&four, is_six ? sizeof six : sizeof four) < 0)
+        return refused("connect");
+    if (send(fd, bytes, (size_t)size, 0) < 0)
+        return refused("send");
+    if (poll(&answer, 1, 1000 * atoi(seconds)) != 1)
+        return 1;
+    size = recv(fd, bytes, sizeof bytes, 0);
+    if (size < 0)
+        return refused("recv");
+    return write(1, bytes, (size_t)size) != size;
+}
+
+static int raw(const char *source, const char *address, const char *port)
+{
+    struct {
+        struct iphdr ip;
+        struct udphdr udp;
+        char text[4];
+    } packet = {.ip = {.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP}, .text = "raw"};
+    struct sockaddr_in target = {.sin_family = AF_INET};
+    int on = 1, fd = socket(AF_INET, SOCK_RAW, IPPROTO_UDP);
+
+    packet.ip.tot_len = htons(sizeof packet);
+    packet.ip.saddr = inet_addr(source);
+    packet.ip.daddr = target.sin_addr.s_addr = inet_addr(address);
+    packet.udp = (struct udphdr){.source = htons(4444), .dest = htons((unsigned short)atoi(port)), .len = htons(sizeof packet - sizeof packet.ip)};
+    if (fd < 0 || setsockopt(fd, IPPROTO_IP, IP_HDRINCL, &on, sizeof on) < 0)
+        return refused("a raw socket");
+    return sendto(fd, &packet, sizeof packet, 0, (struct sockaddr *)&target, sizeof target) < 0 ? refused("sendto") : 0;
+}
+
+/* Echo to every connection, each in a process of its own, until it ends. */
+static int echo(const char *port)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port))};
+    int on = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
+    char bytes[65536];
+
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 1024) < 0)
+        return refused("listening");
+    signal(SIGCHLD, SIG_IGN);
+    if (write(1, "listening\n", 10) != 10)
+        return 1;
+    for (;;) {
+        int connection = accept(listener, NULL, NULL);
+        if (fork() == 0) {
+            ssize_t size;
+            while ((size = read(connection, bytes, sizeof bytes)) > 0)
+                for (ssize_t sent = 0, put; sent < size; sent += put)
+                    if ((put = write(connection, bytes + sent, (size_t)(size - sent))) < 0)
+                        return 1;
+            return 0;
+        }
+        close(connection);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 5 && !strcmp(argv[1], "udp"))
+        return udp(argv[2], argv[3], argv[4]);
+    if (argc == 3 && !strcmp(argv[1], "echo"))
+        return echo(argv[2]);
+    return argc == 5 && !strcmp(argv[1], "raw") ? raw(argv[2], argv[3], argv[4]) : 2;
+}

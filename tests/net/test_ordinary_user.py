@@ -1,0 +1,71 @@
+"""The door of boxes that an ordinary user makes."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.net.world import World
+    from tests.ordinary_user import OrdinaryUser
+
+pytestmark = pytest.mark.root
+
+BOX = """
+import os, pathlib, sys, anyio
+os.environ["HUTCH_DNS"] = sys.argv[2]
+from hutch.runtime.runtime import LocalRuntime
+from tests import rootfs
+from tests.net.conftest import call, get, get_tls
+from tests.net.world import GOOD, GOOD6, OTHER
+
+async def main(here, ca):
+    async with LocalRuntime(here / "home") as runtime:
+        await runtime.images.load(rootfs.build(here / "image"), reference="busybox:test")
+        box = await runtime.create("busybox:test", network=["good.test", "[%s]:80" % GOOD6], ports=[8080])
+        await box.start()
+        print(await get(box, OTHER, "good.test"))
+        print(await get_tls(box, OTHER, "good.test", ca))
+        print(await get(box, GOOD6, "anything"))
+        print("no rule" in await get(box, OTHER, "other.test"))
+        for command in ("ip link set lo down", "ip addr add 198.51.100.7/24 dev lo", "ip route del default"):
+            print((await box.run(*command.split())).exit_code != 0)
+        await box.exec("nc", "-ll", "-p", "8080", "-e", "cat")
+        port = (await box.network.get()).ports[0].host_port
+        with anyio.fail_after(10):
+            while True:
+                async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                    await stream.send(b"published")
+                    try:
+                        print((await stream.receive()).decode())
+                        break
+                    except (anyio.EndOfStream, anyio.BrokenResourceError):
+                        await anyio.sleep(0.05)
+        await box.network.update("disabled")
+        print(repr(await get(box, GOOD, "good.test")))
+        await box.remove(force=True)
+        print("Traceback" in (here / "home/gateway.log").read_text())
+
+anyio.run(main, pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[3]))
+"""
+
+
+def test_policies_hold_for_an_ordinary_user(ordinary_user: OrdinaryUser, internet: World) -> None:
+    place = ordinary_user.folder("net")
+    subprocess.run(["cp", internet.ca, place / "ca.pem"], check=True)
+    subprocess.run(["chmod", "644", place / "ca.pem"], check=True)
+    output = ordinary_user.run("-c", BOX, str(place), "198.51.100.53", str(place / "ca.pem"))
+    assert output.splitlines() == [
+        "198.51.100.10 good.test /",
+        "198.51.100.10 good.test /",
+        "2001:db8:1::10 anything /",
+        "True",
+        "True",
+        "True",
+        "True",
+        "published",
+        "''",
+        "False",
+    ]
