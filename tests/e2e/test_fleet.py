@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from hutch.errors import (
@@ -122,8 +123,9 @@ async def test_killed_in_mid_stream_and_started_again_nothing_is_lost(
             await until(functools.partial(_longer, sink, size))
             for victim in victims:
                 victim.kill()
-            for victim in victims:
-                victim.start()
+            async with anyio.create_task_group() as tasks:
+                for victim in victims:
+                    tasks.start_soon(anyio.to_thread.run_sync, victim.start)
         await execution.stdin.write(b"between\n")
         result = await execution.wait()
         await joined(runtime)

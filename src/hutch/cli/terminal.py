@@ -80,9 +80,9 @@ def hidden(fd: int, prompt: str) -> Iterator[None]:
         return
     saved = termios.tcgetattr(fd)
     silent = [*saved[:3], saved[3] & ~termios.ECHO, *saved[4:]]
-    os.write(STDERR, prompt.encode())
     try:
-        termios.tcsetattr(fd, termios.TCSAFLUSH, silent)
+        termios.tcsetattr(fd, termios.TCSAFLUSH, silent)  # before the prompt: what is typed after it must not be lost
+        os.write(STDERR, prompt.encode())
         yield
     finally:
         with contextlib.suppress(termios.error):
