@@ -163,6 +163,9 @@ class VmEngine:
 
     async def freeze(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.freeze`. Its disk is complete meanwhile."""
+        async with qmp.monitor(directory) as monitor:
+            if not await monitor.running():
+                return
         await self._sync(directory)
         async with qmp.monitor(directory) as monitor:
             await monitor.command("stop")
