@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,6 +223,20 @@ async def test_a_damaged_disk_is_named(vm: VmEngine, rootfs: Path, tmp_path: Pat
         await vm.start(box_plan)
     assert not vm.observe(box_plan.directory).running
     assert not any((box_plan.directory / "run").iterdir())
+
+
+@pytest.mark.root
+async def test_a_full_disk_of_the_host_is_an_error_in_the_box(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", small], check=True)
+    try:
+        async with running(vm, plan(small / "box", rootfs)) as box:
+            output = await box.sh("dd if=/dev/urandom of=/big bs=1M count=60 conv=fsync 2>&1", timeout=50)
+            assert output.status != 0 and "error" in output.out
+            assert (await box.sh("echo alive")).out == "alive\n"
+    finally:
+        subprocess.run(["umount", small], check=True)
 
 
 async def test_a_guest_that_breaks_the_line_ends(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
