@@ -145,15 +145,18 @@ def leftovers(home: Path, gone: set[str], *keep: str) -> list[str]:
     found = [str(path) for path in (home / "boxes").iterdir() if path.name not in keep]
     found += [str(path) for path in (home / "locks").iterdir() if path.name not in (*keep, "disks")]
     found += [str(path) for path in (home / "disks").iterdir()]
-    for groups in (Path("/sys/fs/cgroup/hutch"), *Path("/sys/fs/cgroup").glob("*/hutch")):
-        found += [str(groups / box) for box in gone - set(keep) if (groups / box).exists()]
+    for tree in (Path("/sys/fs/cgroup/hutch"), *Path("/sys/fs/cgroup").glob("*/hutch")):
+        found += [str(tree / box) for box in gone - set(keep) if (tree / box).exists()]
     mounts = Path("/proc/self/mountinfo").read_text()
     found += [line for line in mounts.splitlines() if str(home) in line]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
             cwd = str((process / "cwd").readlink())
+            groups = (process / "cgroup").read_text()
         except OSError:
+            continue
+        if any(f"/hutch/{box}" in groups for box in keep):
             continue
         if str(home).encode() in command or cwd.startswith(str(home)):
             found.append(f"process {process.name}: {command!r}")
