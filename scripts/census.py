@@ -1,10 +1,10 @@
 """The census: thousands of short executions, and not one may lose, cross or double a byte.
 
-usage: census.py [--count N] [--image REFERENCE]
+usage: census.py [--count N] [--image REFERENCE] [--isolation KIND] [--boxes N]
 
-Half of them run one after the other, half eight at once, while two busy loops keep both cores occupied. Each writes
-a nonce of its own to both streams; what comes back must be equal to it. A loss *rate* is never accepted: one
-deviation fails.
+In each box half of them run one after the other, half eight at once, while two busy loops keep both cores occupied.
+Each writes a nonce of its own to both streams; what comes back must be equal to it. A loss *rate* is never accepted:
+one deviation fails.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
 import hutch
+import vmstore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,17 +80,25 @@ def busy_cores(count: int = 2) -> Iterator[None]:
             loop.wait()
 
 
-async def main(count: int, image: str | None) -> int:
+async def main(count: int, image: str | None, isolation: str, boxes: int) -> int:
     """Run the census on a fresh home; returns the exit code."""
+    failures: list[str] = []
     with tempfile.TemporaryDirectory(prefix="hutch-census-") as home:
+        vmstore.share(Path(home))
         async with hutch.Runtime.local(home) as runtime:
             if image is None:
                 image = (await runtime.images.bootstrap("busybox")).references[0]
-            async with await runtime.create(image, auto_remove=True) as box:
-                started = time.monotonic()
-                with busy_cores():
-                    failures = await census(box, count)
-                seconds = time.monotonic() - started
+
+            async def one_box() -> None:
+                async with await runtime.create(image, auto_remove=True, isolation=isolation) as box:
+                    failures.extend(await census(box, count // boxes))
+
+            started = time.monotonic()
+            with busy_cores():
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(boxes):
+                        tasks.start_soon(one_box)
+            seconds = time.monotonic() - started
     for line in failures[:20]:
         print(line, file=sys.stderr)
     print(f"{count} executions, {len(failures)} deviations, {seconds:.1f} s")
@@ -99,5 +109,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--image", help="an image with /bin/sh and head; default: a busybox made on the spot")
+    parser.add_argument("--isolation", choices=("container", "vm"), default="container")
+    parser.add_argument("--boxes", type=int, default=1, help="so many share the executions")
     arguments = parser.parse_args()
-    sys.exit(anyio.run(main, arguments.count, arguments.image))
+    sys.exit(anyio.run(main, arguments.count, arguments.image, arguments.isolation, arguments.boxes))

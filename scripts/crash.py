@@ -1,6 +1,6 @@
 """The crash suite: kill -9 of a host process at random points; nothing may be left behind and nothing may be lost.
 
-usage: crash.py [--rounds N] [--seed N] [--image REFERENCE]
+usage: crash.py [--rounds N] [--seed N] [--image REFERENCE] [--isolation KIND]
 
 Each round a process of its own uses the home: it makes, starts, uses, snapshots, clones, stops and removes boxes in
 a loop. It is killed after a random time. Then a fresh process recovers the home, and:
@@ -25,16 +25,17 @@ from pathlib import Path
 import anyio
 
 import hutch
+import vmstore
 from hutch.types import BoxState
 
 # What the victim does until it is killed. Errors of races with its own earlier boxes are its own business.
 VICTIM = """
 import sys, anyio, hutch
-async def main(home, image):
+async def main(home, image, isolation):
     async with hutch.Runtime.local(home) as runtime:
         print("ready", flush=True)
         while True:
-            box = await runtime.create(image, labels={"by": "victim"})
+            box = await runtime.create(image, labels={"by": "victim"}, isolation=isolation)
             print(box.id, flush=True)
             await box.run("sh", "-c", "echo data > /data; yes | head -c 300000")
             await box.snapshots.create("one")
@@ -51,6 +52,8 @@ anyio.run(main, *sys.argv[1:])
 """
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000 2>/dev/null || sleep 1; done"
 _RECOVERY_SECONDS = 30.0
+LONGEST = {"container": 0.4, "vm": 6.0}
+"""Seconds after which the victim is killed at the latest: it comes that far in its loop."""
 
 
 class Findings:
@@ -102,10 +105,12 @@ class Watch:
         findings.expect(lines == expected, "the lines of the detached command have a hole or a double")
 
 
-def crash(home: Path, image: str, delay: float) -> set[str]:
+def crash(home: Path, image: str, isolation: str, delay: float) -> set[str]:
     """Let the victim work for ``delay`` seconds after it is ready, and kill it. Returns the ids of its boxes."""
     victim = subprocess.Popen(
-        [sys.executable, "-c", VICTIM, str(home), image], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", VICTIM, str(home), image, isolation],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert victim.stdout is not None
     try:
@@ -140,37 +145,41 @@ def leftovers(home: Path, gone: set[str], *keep: str) -> list[str]:
     found = [str(path) for path in (home / "boxes").iterdir() if path.name not in keep]
     found += [str(path) for path in (home / "locks").iterdir() if path.name not in (*keep, "disks")]
     found += [str(path) for path in (home / "disks").iterdir()]
-    for groups in (Path("/sys/fs/cgroup/hutch"), *Path("/sys/fs/cgroup").glob("*/hutch")):
-        found += [str(groups / box) for box in gone - set(keep) if (groups / box).exists()]
+    for tree in (Path("/sys/fs/cgroup/hutch"), *Path("/sys/fs/cgroup").glob("*/hutch")):
+        found += [str(tree / box) for box in gone - set(keep) if (tree / box).exists()]
     mounts = Path("/proc/self/mountinfo").read_text()
     found += [line for line in mounts.splitlines() if str(home) in line]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes()
             cwd = str((process / "cwd").readlink())
+            groups = (process / "cgroup").read_text()
         except OSError:
+            continue
+        if any(f"/hutch/{box}" in groups for box in keep):
             continue
         if str(home).encode() in command or cwd.startswith(str(home)):
             found.append(f"process {process.name}: {command!r}")
     return found
 
 
-async def main(rounds: int, seed: int, image: str | None) -> int:
+async def main(rounds: int, seed: int, image: str | None, isolation: str) -> int:
     """Run the suite on a fresh home; returns the exit code."""
     findings = Findings()
     dice = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="hutch-crash-") as folder:
         home = Path(folder)
+        vmstore.share(home)
         async with hutch.Runtime.local(home) as runtime:
             if image is None:
                 image = (await runtime.images.bootstrap("busybox")).references[0]
-            box = await runtime.create(image, name="counter", detach=True)
+            box = await runtime.create(image, name="counter", detach=True, isolation=isolation)
             execution = await box.exec("/bin/sh", "-c", COUNTER)
             watch = Watch(box.id, execution.id)
         gone: set[str] = set()
         for number in range(rounds):
-            delay = dice.uniform(0, 0.4)
-            gone |= crash(home, image, delay)
+            delay = dice.uniform(0, LONGEST[isolation])
+            gone |= crash(home, image, isolation, delay)
             before = len(findings.lines)
             try:
                 await recover(home, watch, findings)
@@ -192,5 +201,6 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--image", help="an image with /bin/sh; default: a busybox made on the spot")
+    parser.add_argument("--isolation", choices=("container", "vm"), default="container")
     arguments = parser.parse_args()
-    sys.exit(anyio.run(main, arguments.rounds, arguments.seed, arguments.image))
+    sys.exit(anyio.run(main, arguments.rounds, arguments.seed, arguments.image, arguments.isolation))

@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
+from hutch.engine.vm.kernel import Kernels
+from hutch.host.binary import agent_path
 from tests.ordinary_user import OrdinaryUser, prepared
 
 if TYPE_CHECKING:
@@ -31,5 +34,5 @@ def vm_store() -> Path:
     """Kernel, templates and disks of VMs: kept between runs, for they take long to make."""
     given = os.environ.get("HUTCH_TEST_VM_STORE")
     store = Path(given) if given else Path(__file__).parents[1] / ".cache" / "vm"
-    store.mkdir(parents=True, exist_ok=True)
+    anyio.run(Kernels(store, agent_path()).ensure, lambda step: None)
     return store

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.ordinary_user import PATH
+from tests.ordinary_user import NAME, PATH
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.ordinary_user import OrdinaryUser
 
 pytestmark = pytest.mark.root
 
 
-def _contract(user: OrdinaryUser, *extra: str, path: str = PATH) -> str:
+def _contract(user: OrdinaryUser, chosen: str, *extra: str, path: str = PATH, seconds: float = 50) -> str:
     temporary = f"--basetemp={user.folder('contract')}"
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", temporary, *extra]
-    return user.run(*arguments, "tests/engine/test_contract.py", path=path)
+    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", temporary, "-k", chosen, *extra]
+    return user.run(*arguments, "tests/engine/test_contract.py", "tests/engine/test_vm.py", path=path, seconds=seconds)
 
 
 def test_contract_with_subordinate_ids(ordinary_user: OrdinaryUser) -> None:
-    output = _contract(ordinary_user)
+    output = _contract(ordinary_user, "not vm")
     assert "test_owners" not in output, "the suite ran without subordinate ids"
 
 
@@ -33,8 +36,18 @@ def test_contract_with_a_single_id(ordinary_user: OrdinaryUser) -> None:
         program = shutil.which(name)
         assert program is not None
         (programs / name).symlink_to(program)
-    output = _contract(ordinary_user, "-rs", path=str(programs))
+    output = _contract(ordinary_user, "not vm", "-rs", path=str(programs))
     assert "boxes have one id here" in output
+
+
+@pytest.mark.timeout(120)
+def test_contract_of_vms(ordinary_user: OrdinaryUser, vm_store: Path) -> None:
+    """The main steps, and the emulator's confinement: here by a user namespace."""
+    store = ordinary_user.place / ".cache"
+    shutil.copytree(vm_store / "kernels", store / "vm/kernels", ignore=shutil.ignore_patterns("lock"))
+    subprocess.run(["chown", "-R", NAME, store], check=True)
+    chosen = "vm and (answers or survive or frozen_upper or writable or deep_folder or confined or that_others)"
+    _contract(ordinary_user, chosen, seconds=100)
 
 
 SCRIPT = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hutch.cli.parser import Argument, Command, Option
-from hutch.cli.shared_options import BOX, JSON, PLATFORM
+from hutch.cli.shared_options import BOX, JSON, PLATFORM, QUIET
 
 STORE_COMMANDS = (
     Command(
@@ -176,6 +176,18 @@ STORE_COMMANDS = (
         (),
         (JSON,),
         here=True,
+    ),
+    Command(
+        "setup vm",
+        "System",
+        "Fetch the kernel of VM boxes from the Debian mirror, and prepare their start",
+        "system:setup_vm",
+        (),
+        (
+            Option("--kernel", "FILE", "use this kernel (a bzImage) instead", complete="file"),
+            Option("--modules", "FOLDER", "where its modules lie (/lib/modules/…)", complete="directory"),
+            QUIET,
+        ),
     ),
     Command(
         "completion",

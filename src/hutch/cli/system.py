@@ -1,15 +1,17 @@
-"""info, doctor, completion."""
+"""info, doctor, setup, completion."""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import msgspec
 
 from hutch.cli import output
+from hutch.cli.progress import Display
 
 if TYPE_CHECKING:
     from hutch.cli.parser import Arguments
@@ -49,6 +51,23 @@ async def doctor(session: Session, args: Arguments) -> int:
             "Boxes can run." if machine.able(checks) else "Boxes cannot run here: see the checks marked missing."
         )
     return 0 if machine.able(checks) else 1
+
+
+async def setup_vm(session: Session, args: Arguments) -> int:
+    """Fetch a kernel for VMs, or take the given one, and make the usual template."""
+    from hutch.engine.vm import VmEngine
+    from hutch.runtime.home import Home
+
+    engine = VmEngine(Home.open(session.home).vm)
+    engine.check()
+    with Display("VMs are ready", quiet=args.quiet) as display:
+        if args.kernel:
+            kernel = await engine.kernels.use(Path(args.kernel), Path(args.modules) if args.modules else None)
+        else:
+            kernel = await engine.kernels.renew(display)
+        speed = await engine.set_up(display)
+    output.line(f"{kernel.name} {speed}")
+    return 0
 
 
 async def completion(session: Session, args: Arguments) -> int:

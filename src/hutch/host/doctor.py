@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.errors import EngineError
-from hutch.host import loopdisk
+from hutch.host import kvm, loopdisk
 from hutch.host.binary import agent_path
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def examine(home: str | Path | None = None) -> list[Check]:
     with _workspace(base) as directory:
         checks.append(_overlay(directory, root=root))
         checks.append(_idmapped(directory) if root else _subordinate_ids())
-    checks += [_cgroups(), _disk_limits(), _disk(base), _kvm()]
+    checks += [_cgroups(), _disk_limits(), _disk(base), _kvm(), _vm_kernel(base)]
     checks += [_program(*tool) for tool in _TOOLS]
     return checks
 
@@ -319,9 +319,23 @@ def _kvm() -> Check:
         os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         status, found = Status.MISSING, f"/dev/kvm: {error.strerror}"
-    else:  # some machines have the device and still hang in it, so opening it proves nothing
-        status, found = Status.WARN, "present, not proven"
+    else:  # some machines have the device and only emulate behind it, so opening it proves nothing
+        native = kvm.usable()
+        status = Status.OK if native else Status.WARN
+        found = "runs guests at full speed" if native else "present, but guests crawl: VMs are translated instead"
     return Check(name="kvm", status=status, found=found, gives="micro-VM boxes at full speed")
+
+
+def _vm_kernel(base: Path) -> Check:
+    current = base / "vm/kernels/current"
+    found = current.read_text().strip() if current.exists() else ""
+    return Check(
+        name="vm kernel",
+        status=Status.OK if found else Status.WARN,
+        found=found or "not fetched yet",
+        gives="micro-VM boxes",
+        remedy="" if found else "hutch setup vm",
+    )
 
 
 def _program(name: str, gives: str, package: str) -> Check:

@@ -10,6 +10,7 @@ Each start says anew what lies below what, so nothing in a file refers to anothe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -36,6 +37,7 @@ BASE, DISK = "base.ext4", "disk.qcow2"
 GB = 1 << 30
 DEFAULT_GB = 10
 MAX_CHAIN = 100
+KEPT = 16
 _MKFS = "mkfs.ext4"
 _LOCK_SECONDS = 600.0
 _OPTIONS = (
@@ -179,7 +181,17 @@ async def _base(layers: list[Lower], size: int, store: Path) -> Path:
         async with files.locked(folder / f".{path.name}.lock", timeout=_LOCK_SECONDS):
             if not path.exists():
                 await _make_base([str(lower.path) for lower in layers], size, path)
+                _drop_old(folder)
+    with contextlib.suppress(OSError):
+        os.utime(path)
     return path
+
+
+def _drop_old(folder: Path) -> None:
+    """Forget the bases that no box has and that were made the longest time ago."""
+    unused = [path for path in folder.glob("*.ext4") if path.stat().st_nlink == 1]
+    for path in sorted(unused, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        path.unlink(missing_ok=True)
 
 
 async def _make_base(layers: list[str], size: int, path: Path) -> None:

@@ -8,23 +8,26 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from hutch.core import agentproto, frames
 from hutch.engine import record, trees
 from hutch.engine.base import BoxPlan, Capability, Observed, Started, Upper, Usage
 from hutch.engine.launcher import BoxFault, check_plan
-from hutch.engine.vm import disk, kvm, machine, qmp
+from hutch.engine.vm import disk, machine, qmp
 from hutch.engine.vm.kernel import Kernels
 from hutch.engine.vm.launch import CONSOLE, Files, launching
 from hutch.engine.vm.machine import Plan, Shape
-from hutch.engine.vm.template import BOOT_SECONDS, Templates
+from hutch.engine.vm.template import BOOT_SECONDS, Templates, boot_seconds
 from hutch.errors import EngineError, HutchError, InvalidStateError, UnsupportedError, UpstreamUnavailableError
+from hutch.host import kvm
 from hutch.host.binary import agent_path
 from hutch.host.cgroup import Group
 from hutch.types import Limits, Progress
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
     from pathlib import Path
 
     from hutch.engine.vm.template import Template
@@ -81,6 +84,21 @@ class VmEngine:
             raise
         return Started(pid=pid)
 
+    async def set_up(self, report: Callable[[Progress], None]) -> str:
+        """Make what boxes of the usual size are made from, with the kernel in use; return what they run on: ``kvm``
+        or ``tcg``. Raises `EngineError`, `StorageError`."""
+        self.check()
+        shape = await self.shape(Limits(), report)
+        report(Progress(phase="template", item=f"{shape.memory_mib} MiB"))
+        try:
+            await self.templates.ensure(shape)
+        except HutchError as error:
+            if not shape.kvm:
+                raise
+            shape = _without_kvm(shape, error)
+            await self.templates.ensure(shape)
+        return "kvm" if shape.kvm else "tcg"
+
     async def uses_kvm(self) -> bool:
         """Whether VMs run on KVM here. The first answer takes up to half a second."""
         return await anyio.to_thread.run_sync(kvm.usable)
@@ -89,10 +107,10 @@ class VmEngine:
         """Whether VMs are as good as containers here: at full speed, and ready."""
         return self.kernels.current() is not None and await self.uses_kvm()
 
-    async def shape(self, limits: Limits) -> Shape:
+    async def shape(self, limits: Limits, report: Callable[[Progress], None] | None = None) -> Shape:
         """Return the machine for these limits. Raises `EngineError`."""
         self._store.mkdir(parents=True, exist_ok=True)
-        kernel = await self.kernels.ensure(_say)
+        kernel = await self.kernels.ensure(report or _say)
         return Shape(
             kernel=kernel,
             kvm=await self.uses_kvm(),
@@ -114,8 +132,17 @@ class VmEngine:
                 template.close()
         try:
             return await self._boot(plan, shape, chain, group, None)
-        except TimeoutError:
-            raise EngineError(f"box {plan.box_id} did not start within {BOOT_SECONDS:g} s{self._said(plan)}") from None
+        except BoxFault:
+            raise
+        except (HutchError, TimeoutError) as error:
+            if shape.kvm:
+                await self._end_process(plan.directory)
+                return await self._launch(plan, _without_kvm(shape, error), chain, group)
+            if isinstance(error, TimeoutError):
+                said = self.last_words(plan.directory)
+                told = f"; its console said: {said}" if said else ""
+                raise EngineError(f"box {plan.box_id} did not start within {BOOT_SECONDS:g} s{told}") from None
+            raise
 
     async def _boot(
         self, plan: BoxPlan, shape: Shape, chain: disk.Chain, group: Group, template: Template | None
@@ -124,7 +151,7 @@ class VmEngine:
         try:
             given = Files(disk=disks, memory=template.memory if template else None)
             wanted = Plan(memory=template is not None, incoming=template is not None, frozen=len(chain.frozen))
-            with anyio.fail_after(RESTORE_SECONDS if template else BOOT_SECONDS):
+            with anyio.fail_after(RESTORE_SECONDS if template else boot_seconds(shape)):
                 async with launching(self._agent, plan.directory, shape, wanted, given, group.doors()) as guest:
                     await (guest.load(template.state) if template else guest.booted())
                     process = await guest.resume(plan)
@@ -167,6 +194,9 @@ class VmEngine:
 
     async def freeze(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.freeze`. Its disk is complete meanwhile."""
+        async with qmp.monitor(directory) as monitor:
+            if not await monitor.running():
+                return
         await self._sync(directory)
         async with qmp.monitor(directory) as monitor:
             await monitor.command("stop")
@@ -246,9 +276,12 @@ class VmEngine:
                             return
         raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; its disk may lack writes")
 
-    def _said(self, plan: BoxPlan) -> str:
-        words = self.last_words(plan.directory)
-        return f"; its console said: {words}" if words else ""
+
+def _without_kvm(shape: Shape, cause: Exception) -> Shape:
+    """The last word on KVM has a guest that boots."""
+    log.warning("KVM is not used any more until the machine restarts: a guest did not boot under it (%s)", cause)
+    kvm.refuse()
+    return msgspec.structs.replace(shape, kvm=False)
 
 
 def _say(progress: Progress) -> None:

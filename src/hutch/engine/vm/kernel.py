@@ -33,7 +33,7 @@ else:
     from backports import zstd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
 META_PACKAGE = "linux-image-cloud-amd64"
 # In the order of loading: before the driver of the port, and after it, when no driver takes devices any more. virtio
@@ -93,19 +93,16 @@ class Kernels:
         """
         try:
             data = image.read_bytes()
-            found = (
-                {}
-                if modules is None
-                else {str(path.relative_to(modules)): path.read_bytes() for path in modules.rglob("*.ko*")}
-            )
+            chosen = _choose(_reader({} if modules is None else {str(path): path for path in modules.rglob("*.ko*")}))
         except OSError as error:
             raise InvalidArgumentError(f"the kernel cannot be read: {error}") from error
         if data[0x202:0x206] != b"HdrS":
             raise InvalidArgumentError(f"{image} is no Linux kernel for x86 (a bzImage, e.g. /boot/vmlinuz-…)")
         self._folder.mkdir(parents=True, exist_ok=True)
         async with files.locked(self._folder / "lock", timeout=_LOCK_SECONDS):
-            digest = hashlib.sha256(data + b"".join(found[name] for name in sorted(found))).hexdigest()[:16]
-            return self._install(f"own-{digest}", data, _by_name(found))
+            parts = [data, *(module for part in chosen.values() for module in part.values())]
+            digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+            return self._install(f"own-{digest}", data, chosen)
 
     # Private methods.
 
@@ -119,28 +116,26 @@ class Kernels:
                 version = archive.name.removesuffix(".deb").replace("%3a", "_")
                 report(Progress(phase="unpack", item=version))
                 image, found = await anyio.to_thread.run_sync(_unpack, archive)
+                chosen = _choose(_reader(found))
         except StorageError as error:
             raise EngineError(
                 f"no kernel for VMs can be fetched: {error}; check apt's sources, run `apt-get update`, or give a "
                 "kernel: hutch setup vm --kernel FILE --modules FOLDER"
             ) from error
-        kernel = self._install(version, image, found)
+        kernel = self._install(version, image, chosen)
         report(Progress(phase="done", item=version))
         return kernel
 
-    def _install(self, name: str, image: bytes, found: Mapping[str, bytes]) -> Kernel:
+    def _install(self, name: str, image: bytes, chosen: Mapping[str, Mapping[str, bytes]]) -> Kernel:
         folder = self._folder / name
         if not (folder / "vmlinuz").exists():
             partial = self._folder / f".{name}"
             files.remove_tree(partial)
             (partial / "modules").mkdir(parents=True)
-            names: list[str] = []
-            for wanted, part in ((FIRST, "first"), (SECOND, "second")):
-                chosen = _closure(wanted, found, names)
-                names += chosen
-                for module in chosen:
-                    (partial / "modules" / module).write_bytes(found[module])
-                (partial / "modules" / part).write_text("".join(f"{module}\n" for module in chosen))
+            for part, modules in chosen.items():
+                for module, data in modules.items():
+                    (partial / "modules" / module).write_bytes(data)
+                (partial / "modules" / part).write_text("".join(f"{module}\n" for module in modules))
             (partial / "vmlinuz").write_bytes(image)
             for path in partial.rglob("*"):  # the emulator's user reads it
                 path.chmod(0o755 if path.is_dir() else 0o644)
@@ -197,16 +192,23 @@ def _unpack(archive: Path) -> tuple[bytes, dict[str, bytes]]:
                         found[member.name] = data
     if not image:
         raise EngineError(f"the package {archive.name} has no kernel in it")
-    return image, _by_name(found)
+    return image, found
 
 
-def _by_name(found: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return modules by the kernel's names for them, uncompressed where they are among those we want."""
-    modules = {}
-    for path, data in found.items():
+def _reader(found: Mapping[str, bytes | Path]) -> Callable[[str], bytes | None]:
+    """Return what reads a module by the kernel's name for it. ``found``: path → contents, or where they are."""
+    names = {}
+    for path, source in found.items():
         if match := _MODULE.fullmatch(path):
-            modules[match[1].replace("-", "_")] = _plain(data, match[2])
-    return modules
+            names[match[1].replace("-", "_")] = (source, match[2])
+
+    def read(name: str) -> bytes | None:
+        if name not in names:
+            return None
+        source, suffix = names[name]
+        return _plain(source if isinstance(source, bytes) else source.read_bytes(), suffix)
+
+    return read
 
 
 def _plain(data: bytes, suffix: str | None) -> bytes:
@@ -220,17 +222,20 @@ def _plain(data: bytes, suffix: str | None) -> bytes:
     return data
 
 
-def _closure(wanted: Iterable[str], found: Mapping[str, bytes], loaded: list[str]) -> list[str]:
-    """Return what must be loaded, each behind what it needs. What is not found is part of the kernel."""
-    chosen: list[str] = []
+def _choose(read: Callable[[str], bytes | None]) -> dict[str, dict[str, bytes]]:
+    """Return the modules that must be loaded, in two parts, each behind what it needs. What is not found is part of
+    the kernel."""
+    chosen: dict[str, dict[str, bytes]] = {"first": {}, "second": {}}
 
-    def add(name: str) -> None:
-        if name in found and name not in chosen and name not in loaded:
-            match = re.search(rb"\0depends=([^\0]*)\0", found[name])
-            for needed in match[1].decode().split(",") if match else ():
-                add(needed.replace("-", "_"))
-            chosen.append(name)
+    def add(name: str, part: dict[str, bytes]) -> None:
+        if any(name in modules for modules in chosen.values()) or (data := read(name)) is None:
+            return
+        match = re.search(rb"\0depends=([^\0]*)\0", data)
+        for needed in match[1].decode().split(",") if match else ():
+            add(needed.replace("-", "_"), part)
+        part[name] = data
 
-    for name in wanted:
-        add(name)
+    for wanted, part in ((FIRST, "first"), (SECOND, "second")):
+        for name in wanted:
+            add(name, chosen[part])
     return chosen

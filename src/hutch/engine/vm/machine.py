@@ -3,11 +3,11 @@ order, as QEMU wants it of a state that it loads."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ PROGRAM = "qemu-system-x86_64"
 LINE_FD, FIRST_FD = 3, 10
 """Where the emulator finds the line, and the first of the descriptors that it is given (agent/vm.c)."""
 MEMORY = "/memory"
-FORMAT = 1
-"""Changes with whatever of this module a template depends on."""
 
 _KERNEL_LINE = (
     "quiet loglevel=3 console=ttyS0 panic=-1 no_timer_check audit=0 apparmor=0 lsm=landlock cryptomgr.notests "
@@ -30,6 +28,11 @@ _KERNEL_LINE = (
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 # What the program needs of the host to run: libraries and firmware.
 _HOST = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/qemu", "/usr/share/seabios", "/etc/ld.so.cache")
+_FIRMWARE = (
+    "/usr/share/seabios/bios-256k.bin",
+    "/usr/share/qemu/kvmvapic.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
+)
 _DEVICES = ("/dev/null", "/dev/urandom")
 
 
@@ -44,15 +47,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """Changes when a template of this shape would not fit any more."""
-        parts = (
-            FORMAT,
-            build(),
-            self.kernel.key,
-            self.kvm,
-            self.cpus,
-            self.memory_mib,
-            _processor() if self.kvm else "",
-        )
+        template = arguments(self, Plan(memory=True, shared=True, disk=False))
+        parts = (template, self.kernel.key, _programs(), _processor() if self.kvm else "")
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -76,16 +72,14 @@ def program() -> Path:
     return Path(found).resolve()
 
 
-def build() -> str:
-    """Return what identifies the emulator's build."""
-    path = program()
-    return _build(path, path.stat().st_mtime_ns)
-
-
-@functools.cache
-def _build(path: Path, _changed: int) -> str:
-    done = subprocess.run([path, "--version"], capture_output=True, check=False, text=True)
-    return f"{done.stdout.partition(chr(10))[0]} {_changed}"
+def _programs() -> list[tuple[str, int, int]]:
+    """Return what tells one build of the emulator and its firmware from another."""
+    found = []
+    for path in (program(), *map(Path, _FIRMWARE)):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return found
 
 
 @functools.cache
@@ -129,7 +123,8 @@ def arguments(shape: Shape, plan: Plan) -> list[str]:
         argv += ["-add-fd", f"fd={FIRST_FD + 1 + number},set={number + 1}"]
     for node in nodes:
         argv += ["-blockdev", msgspec.json.encode(node).decode()]
-    argv += ["-device", "virtio-blk-pci,drive=disk"]
+    # Errors go to the guest: otherwise a full disk of the host would stop it.
+    argv += ["-device", "virtio-blk-pci,drive=disk,werror=report,rerror=report"]
     return [*argv, "-incoming", "defer"] if plan.incoming else argv
 
 
@@ -140,7 +135,8 @@ def _disk(plan: Plan) -> tuple[list[dict[str, Any]], int]:
 
     def file(number: int, read_only: bool) -> dict[str, Any]:
         # Boxes are started by whoever holds their lock; a lock on a shared base would only need rights to it.
-        return {"driver": "file", "filename": f"/dev/fdset/{number}", "read-only": read_only, "locking": "off"}
+        node = {"driver": "file", "filename": f"/dev/fdset/{number}", "read-only": read_only, "locking": "off"}
+        return node if read_only else node | {"discard": "unmap"}
 
     nodes: list[dict[str, Any]] = [{"driver": "raw", "node-name": "n0", "read-only": True, "file": file(1, True)}]
     for number in range(1, plan.frozen + 2):

@@ -41,6 +41,11 @@ class Monitor:
             if "error" in answer:
                 raise EngineError(f"the emulator refused {name}: {str(answer['error'])[:300]}")
 
+    async def running(self) -> bool:
+        """Whether the guest's processors run. Raises `EngineError`."""
+        answer = await self.command("query-status")
+        return isinstance(answer, dict) and answer.get("running") is True
+
     async def give(self, name: str, fd: int) -> None:
         """Hand over a descriptor, which commands can then name. Raises `EngineError`."""
         self._descriptors = [fd]

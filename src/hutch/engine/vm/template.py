@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from hutch.engine.vm.launch import Files, launching
 from hutch.engine.vm.machine import Plan
-from hutch.errors import DeadlineError, EngineError, HutchError
+from hutch.errors import DeadlineError, EngineError, HutchError, StorageError
 from hutch.host import files
 
 if TYPE_CHECKING:
@@ -30,8 +31,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("hutch.engine.vm")
 
 BOOT_SECONDS = 60.0
+KVM_BOOT_SECONDS = 15.0
 KEPT = 8
 _LOCK_SECONDS = 120.0
+
+
+def boot_seconds(shape: Shape) -> float:
+    """How long a guest may take to boot."""
+    return KVM_BOOT_SECONDS if shape.kvm else BOOT_SECONDS
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -67,30 +74,41 @@ class Templates:
     def __init__(self, store: Path, agent: Path) -> None:
         self._folder = store / "templates"
         self._agent = agent
+        # When not set, boxes boot.
+        self.enabled = True
         # Shapes of which this process could not make a template: boxes boot.
         self._failed: set[str] = set()
 
     async def obtain(self, shape: Shape) -> Template | None:
         """Return the template of a shape; make it if it is missing. ``None`` when that fails."""
-        folder = self._folder / shape.key
-        if (found := Template.open(folder)) is not None:
-            with contextlib.suppress(OSError):
-                os.utime(folder)
-            return found
-        if shape.key in self._failed:
+        if not self.enabled:
             return None
+        key = await anyio.to_thread.run_sync(lambda: shape.key)
+        if (found := Template.open(self._folder / key)) is not None:
+            with contextlib.suppress(OSError):
+                os.utime(found.folder)
+            return found
+        if key in self._failed:
+            return None
+        try:
+            await self.ensure(shape)
+        except HutchError as error:
+            if not isinstance(error, DeadlineError):
+                self._failed.add(key)
+            log.warning("no template for VMs could be made, they boot one by one: %s", error)
+            return None
+        return Template.open(self._folder / key)
+
+    async def ensure(self, shape: Shape) -> None:
+        """Make the template of a shape if it is missing. Raises `EngineError`, `StorageError`, `DeadlineError`."""
+        folder = self._folder / shape.key
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             async with files.locked(self._folder / f".{shape.key}.lock", timeout=_LOCK_SECONDS):
-                if (found := Template.open(folder)) is None:
+                if not (folder / "state").exists():
                     await self._make(shape, folder)
-                    found = Template.open(folder)
-        except (HutchError, OSError) as error:
-            if not isinstance(error, DeadlineError):
-                self._failed.add(shape.key)
-            log.warning("no template for VMs could be made, they boot one by one: %s", error)
-            return None
-        return found
+        except OSError as error:
+            raise StorageError(f"cannot make the template {folder}: {error.strerror}") from error
 
     async def discard(self, template: Template, cause: Exception) -> None:
         """Throw a template away that proved to be of no use."""
@@ -113,7 +131,7 @@ class Templates:
             opened.append(state := os.open(partial / "state", flags, 0o600))
             os.ftruncate(memory, shape.memory_mib << 20)
             plan = Plan(memory=True, shared=True, disk=False)
-            with anyio.fail_after(BOOT_SECONDS):
+            with anyio.fail_after(boot_seconds(shape)):
                 async with launching(self._agent, partial, shape, plan, Files(memory=memory)) as guest:
                     await guest.booted()
                     await guest.save(state)
@@ -122,7 +140,7 @@ class Templates:
                     files.remove_tree(path)
             partial.rename(folder)
         except TimeoutError:
-            raise EngineError(f"the guest did not boot within {BOOT_SECONDS:g} s") from None
+            raise EngineError(f"the guest did not boot within {boot_seconds(shape):g} s") from None
         finally:
             for fd in opened:
                 os.close(fd)

@@ -1,7 +1,7 @@
 """Whether KVM runs guests at native speed here.
 
 That /dev/kvm can be opened proves nothing, and neither does that a guest runs: on some nested hosts each instruction
-is emulated, much slower than by QEMU's own translator. So a small guest counts (`hutch.engine.vm.kvmguest`): a
+is emulated, much slower than by QEMU's own translator. So a small guest counts (`hutch.host.kvmguest`): a
 processor needs milliseconds for that.
 """
 
@@ -57,7 +57,7 @@ def probe() -> bool:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     with subprocess.Popen(
-        [sys.executable, "-m", "hutch.engine.vm.kvmguest"],
+        [sys.executable, "-m", "hutch.host.kvmguest"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""A guest that counts down from five millions in 64-bit mode, under KVM; run as a program by `hutch.engine.vm.kvm`.
+"""A guest that counts down from five millions in 64-bit mode, under KVM; run as a program by `hutch.host.kvm`.
 
 Kernel's virt/kvm/api.rst; Intel SDM volume 3, 3.4.5 (segment descriptors) and 4.5 (paging).
 """

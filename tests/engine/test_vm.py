@@ -1,0 +1,252 @@
+"""What is particular to boxes that are VMs: templates, confinement of the emulator, its faults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+
+from hutch.engine.base import Lower, MountPlan, Observed
+from hutch.engine.vm import VmEngine, disk, launch, qcow2
+from hutch.errors import EngineError, StorageError, UnsupportedError, UpstreamUnavailableError
+from hutch.types import Limits
+from tests.engine.boxes import plan, running
+
+if TYPE_CHECKING:
+    from tests.engine.boxes import Box
+
+pytestmark = pytest.mark.anyio
+
+
+def emulator(box: Box) -> int:
+    """The emulator's pid: the keeper's only child."""
+    children = Path(f"/proc/{box.started.pid}/task/{box.started.pid}/children").read_text().split()
+    assert len(children) == 1
+    return int(children[0])
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+@pytest.fixture
+def own_store(vm_store: Path, tmp_path: Path) -> Path:
+    """A store with the kernel and nothing else."""
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "kernels").symlink_to(vm_store / "kernels")
+    return store
+
+
+async def test_two_boxes_of_a_template_are_strangers(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    """Entropy, clock, names: what two copies of one machine would share."""
+    seen = []
+    for name in ("one", "two"):
+        async with running(vm, plan(tmp_path / name, rootfs)) as box:
+            output = await box.sh(
+                "head -c 16 /dev/urandom | od -An -tx1; cat /etc/machine-id /proc/sys/kernel/random/boot_id; date +%s"
+            )
+            *values, clock = output.out.splitlines()
+            assert abs(int(clock) - time.time()) < 5
+            seen.append(values)
+            await box.sh("echo secret > /dev/shm/secret; echo secret > /secret")
+        async with running(vm, plan(tmp_path / f"{name}-next", rootfs)) as box:
+            assert (await box.sh("ls -A /dev/shm; test ! -e /secret || echo leaked")).out == ""
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] != seen[1][1] and len(seen[0][1]) == 32
+
+
+async def test_a_machine_id_stays_with_its_box(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    box_plan = plan(tmp_path / "box", rootfs)
+    seen = set()
+    for _ in range(2):
+        async with running(vm, box_plan) as box:
+            seen.add((await box.sh("cat /etc/machine-id")).out)
+    assert len(seen) == 1
+
+
+async def test_cpus_memory_and_processes(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    limits = Limits(cpus=2, memory_mib=200, pids=40, disk_gb=1)
+    async with running(vm, plan(tmp_path / "box", rootfs, limits=limits)) as box:
+        assert box.started.unenforced == ()
+        output = await box.sh("nproc; awk '/MemTotal/ {print $2}' /proc/meminfo; df -m / | awk 'NR == 2 {print $2}'")
+        cpus, memory, size = map(int, output.out.split())
+        assert cpus == 2
+        assert 140 << 10 < memory <= 200 << 10
+        assert 800 < size <= 1024
+        output = await box.sh("for i in $(seq 80); do sleep 30 & done; echo started")
+        assert "fork" in output.err
+
+
+async def test_running_out_of_memory_stays_inside(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(vm, plan(tmp_path / "box", rootfs, limits=Limits(memory_mib=128))) as box:
+        output = await box.sh("awk 'BEGIN { s = \"x\"; while (1) s = s s }'", timeout=40)
+        assert output.status != 0
+        assert (await box.sh("echo alive")).out == "alive\n"
+
+
+async def test_the_emulator_is_confined(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        host = {name: str(Path(f"/proc/self/ns/{name}").readlink()) for name in ("mnt", "net", "ipc", "uts", "pid")}
+        for pid in (box.started.pid, emulator(box)):
+            facts = status(pid)
+            assert facts["NoNewPrivs"] == "1"
+            for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
+                assert int(facts[name], 16) == 0, name
+            if os.geteuid() == 0:
+                assert set(facts["Uid"].split()) == set(facts["Gid"].split()) == {str(launch.USER)}
+            for name, own in host.items():
+                assert str(Path(f"/proc/{pid}/ns/{name}").readlink()) != own, name
+        assert status(emulator(box))["Seccomp"] == "2"
+        root = Path(f"/proc/{emulator(box)}/root")
+        assert not (root / "root").exists() and not (root / "proc/self").exists() and not (root / "bin/sh").exists()
+        assert not os.access(root / "etc/passwd", os.F_OK)
+
+
+async def test_the_emulator_can_write_nothing_that_others_use(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        writable = set()
+        for entry in Path(f"/proc/{emulator(box)}/fd").iterdir():
+            target = str(entry.readlink())
+            flags = int(Path(f"/proc/{emulator(box)}/fdinfo/{entry.name}").read_text().split("flags:")[1].split()[0], 8)
+            if target.startswith("/") and flags & os.O_ACCMODE != os.O_RDONLY:
+                writable.add(target)
+        assert writable <= {str(box.directory / disk.DISK), "/dev/null"}
+        mapped = Path(f"/proc/{emulator(box)}/maps").read_text().splitlines()
+        shared = [line for line in mapped if "/templates/" in line]
+        assert shared and all(line.split()[1] == "rw-p" for line in shared)
+
+
+async def test_a_template_can_be_deleted_at_any_time(own_store: Path, rootfs: Path, tmp_path: Path) -> None:
+    vm = VmEngine(own_store)
+    async with running(vm, plan(tmp_path / "one", rootfs)) as box:
+        shutil.rmtree(own_store / "templates")
+        assert (await box.sh("echo alive")).out == "alive\n"
+    shape = await vm.shape(Limits())
+    async with anyio.create_task_group() as tasks:  # two that want it at once make it once
+        for name in ("two", "three"):
+            tasks.start_soon(vm.start, plan(tmp_path / name, rootfs))
+    assert [path.name for path in (own_store / "templates").glob("[!.]*")] == [shape.key]
+    for name in ("two", "three"):
+        await vm.kill(tmp_path / name)
+        assert not (tmp_path / name / "run/state.json").exists()
+
+
+async def test_a_spoilt_template_is_thrown_away(own_store: Path, rootfs: Path, tmp_path: Path) -> None:
+    """The box boots then, as it would without templates."""
+    vm = VmEngine(own_store)
+    async with running(vm, plan(tmp_path / "one", rootfs)):
+        pass
+    folder = own_store / "templates" / (await vm.shape(Limits())).key
+    (folder / "state").write_bytes(b"no state")
+    async with running(vm, plan(tmp_path / "two", rootfs)) as box:
+        assert (await box.sh("echo booted")).out == "booted\n"
+        assert not folder.exists()
+        # What booted maps no template.
+        assert "/templates/" not in Path(f"/proc/{emulator(box)}/maps").read_text()
+
+
+async def test_a_killed_emulator_ends_the_box(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        os.kill(emulator(box), signal.SIGKILL)
+        with anyio.fail_after(10):
+            while vm.observe(box.directory).running:
+                await anyio.sleep(0.01)
+        assert "the emulator ended" in vm.last_words(box.directory)
+        with pytest.raises(UpstreamUnavailableError):
+            await vm.connect(box.directory)
+
+
+async def test_a_frozen_emulator_is_ended_in_time(
+    vm: VmEngine, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hutch.engine.vm.engine.SYNC_SECONDS", 1.0)
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        os.kill(emulator(box), signal.SIGSTOP)
+        with anyio.fail_after(20):
+            with pytest.raises(UpstreamUnavailableError):
+                await vm.freeze(box.directory)
+            await vm.kill(box.directory)
+        assert vm.observe(box.directory) == Observed(running=False)
+
+
+async def test_freeze_and_thaw(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    """What was written before is on the disk; nothing runs meanwhile; a frozen box can be ended."""
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        await box.spawn("while true; do :; done")
+        await box.sh("echo frozen > /f")
+        await vm.freeze(box.directory)
+        await vm.freeze(box.directory)
+        before = vm.usage(box.directory).cpu_seconds
+        await vm.copy_upper(box.directory, tmp_path / "copy")
+        await anyio.sleep(0.5)
+        after = vm.usage(box.directory).cpu_seconds
+        assert before is None or after is None or after - before < 0.2
+        await vm.thaw(box.directory)
+        await vm.thaw(box.directory)
+        assert (await box.sh("cat /f")).out == "frozen\n"
+        await vm.freeze(box.directory)
+    copy = Lower(tmp_path / "copy", owned_by_box=True)
+    async with running(vm, plan(tmp_path / "second", rootfs, lowers=[copy])) as box:
+        assert (await box.sh("cat /f")).out == "frozen\n"
+
+
+async def test_a_damaged_disk_is_named(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    box_plan = plan(tmp_path / "box", rootfs)
+    async with running(vm, box_plan):
+        pass
+    path = tmp_path / "box" / disk.DISK
+    whole = path.read_bytes()
+    path.write_bytes(bytes(4096) + whole[4096:])
+    with pytest.raises(StorageError, match="damaged"):
+        await vm.start(box_plan)
+    forged = bytearray(whole)
+    forged[8:20] = (104).to_bytes(8, "big") + (11).to_bytes(4, "big")
+    forged[104:115] = b"/etc/passwd"
+    path.write_bytes(forged)
+    with pytest.raises(StorageError, match="tampered"):
+        await vm.start(box_plan)
+    path.unlink()
+    qcow2.create(path, 10 << 30)
+    (tmp_path / "box" / disk.BASE).unlink()
+    with (tmp_path / "box" / disk.BASE).open("xb") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(EngineError, match="mounting the disk"):
+        await vm.start(box_plan)
+    assert not vm.observe(box_plan.directory).running
+    assert not any((box_plan.directory / "run").iterdir())
+
+
+@pytest.mark.root
+async def test_a_full_disk_of_the_host_is_an_error_in_the_box(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", small], check=True)
+    try:
+        async with running(vm, plan(small / "box", rootfs)) as box:
+            output = await box.sh("dd if=/dev/urandom of=/big bs=1M count=60 conv=fsync 2>&1", timeout=50)
+            assert output.status != 0 and "error" in output.out
+            assert (await box.sh("echo alive")).out == "alive\n"
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+async def test_a_guest_that_breaks_the_line_ends(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    """The box's root rules its kernel, so it may write to the port whatever it likes: the box ends, nothing else."""
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        await box.spawn("kill -STOP $$ & for p in /dev/vport*; do printf '%064d' 0 > $p; done; sleep 1000")
+        async with running(vm, plan(tmp_path / "other", rootfs)) as other:
+            assert (await other.sh("echo fine")).out == "fine\n"
+
+
+async def test_mounts_are_refused(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="mounts"):
+        await vm.start(plan(tmp_path / "box", rootfs, mounts=[MountPlan(tmp_path, "/data")]))
