@@ -15,7 +15,7 @@ import sys
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 
@@ -64,6 +64,13 @@ def _default_index() -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.strip()
 
 
+def _files(index: str, bundle: Path) -> set[str]:
+    """Where the files of the package are."""
+    page = urllib.request.Request(f"{index}/{PACKAGE}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    with urllib.request.urlopen(page, context=ssl.create_default_context(cafile=bundle), timeout=60) as answer:
+        return {urljoin(page.full_url, entry["url"]) for entry in json.load(answer)["files"]}
+
+
 def _rules(urls: set[str]) -> list[str]:
     """The hosts of the URLs; and their addresses, where those are private: a name alone may not lead there."""
     rules = set()
@@ -82,9 +89,7 @@ def _rules(urls: set[str]) -> list[str]:
 async def test_pip_installs_from_the_machines_index(runtime: LocalRuntime) -> None:
     index = _configured("index-url", _default_index()).rstrip("/")
     bundle = Path(_configured("cert", ssl.get_default_verify_paths().cafile or ""))
-    page = urllib.request.Request(f"{index}/{PACKAGE}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
-    with urllib.request.urlopen(page, context=ssl.create_default_context(cafile=bundle), timeout=60) as answer:
-        files = {urllib.request.urljoin(page.full_url, entry["url"]) for entry in json.load(answer)["files"]}
+    files = _files(index, bundle)
     rules = _rules({index, *files})
     (wheel,) = (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl")
     box = await runtime.create(IMAGE, network=rules)
@@ -96,9 +101,7 @@ async def test_pip_installs_from_the_machines_index(runtime: LocalRuntime) -> No
     ]
     done = await box.run(*install, PACKAGE, timeout=200)
     assert done.ok, (done.text, done.stderr.decode())
-    check = await box.run(
-        "python3", "-c", f"import {PACKAGE}; print({PACKAGE}.__version__)", env={"PYTHONPATH": "/tmp/site"}
-    )
+    check = await box.run("python3", "-c", f"import {PACKAGE}", env={"PYTHONPATH": "/tmp/site"})
     assert check.ok
     # The control: without the rules the same fails, and the log says why.
     await box.network.update(allow=["nobody.invalid"])
@@ -116,7 +119,5 @@ async def test_apt_updates_and_installs_from_the_machines_mirror(runtime: LocalR
         assert done.ok, (command, done.text, done.stderr.decode())
     assert "Hello" in done.text
     await box.network.update(allow=["nobody.invalid"])
-    again = await box.run(
-        "sh", "-c", "rm -rf /var/lib/apt/lists/*; apt-get -q -o Acquire::Retries=0 update", timeout=200
-    )
-    assert b"Temporary failure" in again.stdout + again.stderr or b"Could not resolve" in again.stdout + again.stderr
+    update = "rm -rf /var/lib/apt/lists/*; apt-get -q -o Acquire::Retries=0 update 2>&1"
+    assert "Temporary failure resolving" in (await box.run("sh", "-c", update, timeout=200)).text
