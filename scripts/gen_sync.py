@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         PublishedPort,
         Refusal,
         Result,
+        Secret,
         SnapshotInfo,
         VolumeInfo,
     )

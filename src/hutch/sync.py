@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         PublishedPort,
         Refusal,
         Result,
+        Secret,
         SnapshotInfo,
         VolumeInfo,
     )
@@ -626,6 +627,7 @@ class Runtime:
         mounts: Sequence[Mount] = (),
         network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
         ports: Sequence[PublishedPort | int] = (),
+        secrets: Sequence[Secret] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -659,6 +661,7 @@ class Runtime:
                     mounts=mounts,
                     network=network,
                     ports=ports,
+                    secrets=secrets,
                     isolation=isolation,
                     auto_remove=auto_remove,
                     auto_resume=auto_resume,

@@ -303,7 +303,7 @@ class LocalBox:
         if not isinstance(answer, proto.AgentStats):
             raise HutchError("the box's agent gave another answer than was asked for")
         usage = self._runtime.engine.usage(self._runtime.home.box(self.id))
-        served = is_served(self._lives.record(self.id).spec.network)
+        served = is_served(self._lives.record(self.id).spec)
         traffic = await self._runtime.gatekeeper.report(self.id) if served else None
         return BoxStats(
             memory_bytes=usage.memory_bytes,
