@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         PublishedPort,
         Refusal,
         Result,
+        Secret,
         SnapshotInfo,
         VolumeInfo,
     )

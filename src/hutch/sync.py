@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         PublishedPort,
         Refusal,
         Result,
+        Secret,
         SnapshotInfo,
         VolumeInfo,
     )
@@ -654,6 +655,7 @@ class Runtime:
         mounts: Sequence[Mount] = (),
         network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
         ports: Sequence[PublishedPort | int] = (),
+        secrets: Sequence[Secret] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -687,6 +689,7 @@ class Runtime:
                     mounts=mounts,
                     network=network,
                     ports=ports,
+                    secrets=secrets,
                     isolation=isolation,
                     auto_remove=auto_remove,
                     auto_resume=auto_resume,

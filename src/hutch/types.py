@@ -77,6 +77,19 @@ class NetPolicy(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ports: tuple[PublishedPort, ...] = ()
 
 
+class Secret(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A value that a box may use without having it: in the box the variable ``name`` holds a placeholder, and the
+    gateway puts the value in its place in the headers and the query of HTTPS requests to ``hosts`` (names, ``*.``
+    names, with a port if that is not 443). ``value`` is empty where a box is described."""
+
+    name: str
+    value: str
+    hosts: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Secret(name={self.name!r}, hosts={self.hosts!r})"
+
+
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt of a box to reach something that its policy does not allow, or that could not be reached. ``peer``:
     address and port, or the name that was looked up; ``name``: what the connection said that it wants."""
@@ -106,6 +119,7 @@ class BoxSpec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     limits: Limits = Limits()
     mounts: tuple[Mount, ...] = ()
     network: NetPolicy = NetPolicy()
+    secrets: tuple[Secret, ...] = ()
     isolation: Isolation = Isolation.AUTO
     auto_remove: bool = False
     auto_resume: bool = False
@@ -141,6 +155,7 @@ class BoxInfo(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     unenforced: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = ()
     network: NetPolicy = NetPolicy()
+    secrets: tuple[Secret, ...] = ()
     auto_remove: bool = False
     auto_resume: bool = False
     detach: bool = False

@@ -134,7 +134,15 @@ async def get(box: LocalBox, address: str, host: str, port: int = 80, path: str 
 
 
 async def get_tls(
-    box: LocalBox, address: str, name: str | None, ca: Path, *, port: int = 443, host: str | None = None
+    box: LocalBox,
+    address: str,
+    name: str | None,
+    ca: Path,
+    *,
+    host: str | None = None,
+    path: str = "/",
+    more: str = "",
+    body: str = "",
 ) -> str:
     """Make an HTTPS request from the box, over TLS that is spoken here, with this server name. Returns the body;
     empty when the connection was refused."""
@@ -143,8 +151,8 @@ async def get_tls(
         context.check_hostname = False
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
-    caller = await call(box, address, port)
-    body = b""
+    caller = await call(box, address, 443)
+    answer = b""
     try:
         while True:
             try:
@@ -156,11 +164,11 @@ async def get_tls(
                 if not data:
                     return ""
                 incoming.write(data)
-        tls.write(f"GET / HTTP/1.1\r\nHost: {host or name}\r\n\r\n".encode())
+        tls.write(f"GET {path} HTTP/1.1\r\nHost: {host or name}\r\n{more}\r\n{body}".encode())
         await caller.send(outgoing.read())
-        while b"\n" not in body.partition(b"\r\n\r\n")[2]:
+        while b"\n" not in answer.partition(b"\r\n\r\n")[2]:
             try:
-                body += tls.read()
+                answer += tls.read()
             except ssl.SSLWantReadError:
                 data = await caller.receive()
                 if not data:
@@ -168,4 +176,4 @@ async def get_tls(
                 incoming.write(data)
     finally:
         await caller.close()
-    return body.decode().partition("\r\n\r\n")[2].strip()
+    return answer.decode().partition("\r\n\r\n")[2].strip()

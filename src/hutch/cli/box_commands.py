@@ -50,6 +50,13 @@ SPECIFICATION = (
     Option("--network", "MODE", "whom the box may reach (default disabled)", choices=("enabled", "disabled")),
     ALLOW_NET,
     Option(
+        "--secret",
+        "NAME[=VALUE]@HOST,...",
+        "let requests to these hosts use a value that the box does not get; NAME alone takes the caller's variable",
+        parse=options.secret,
+        many=True,
+    ),
+    Option(
         "-p --publish",
         "[[ADDRESS:]HOST_PORT:]PORT",
         "let a port of the host (by default on its loopback) lead to a TCP port of the box",

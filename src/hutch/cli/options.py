@@ -140,6 +140,28 @@ def publish(text: str) -> PublishOption:
     return PublishOption(int(match[3]), int(match[2] or 0), (match[1] or "127.0.0.1").strip("[]"))
 
 
+class SecretOption(NamedTuple):
+    """``--secret NAME[=VALUE]@HOST,…``."""
+
+    name: str
+    value: str
+    hosts: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"SecretOption({self.name!r})"
+
+
+def secret(text: str) -> SecretOption:
+    """``NAME=VALUE@host,…``; ``NAME@host,…`` takes the value from the caller's environment."""
+    pair, at, hosts = text.rpartition("@")
+    name, equals, value = pair.partition("=")
+    if not at or not name or not hosts:
+        raise ValueError("a secret is NAME=VALUE@HOST,… or, with the value from the environment, NAME@HOST,…")
+    if not equals and name not in os.environ:
+        raise ValueError(f"{name} is not set in the environment; write NAME=VALUE@HOST,…")
+    return SecretOption(name, value if equals else os.environ[name], tuple(hosts.split(",")))
+
+
 def mount(text: str) -> MountOption:
     """``SOURCE:TARGET[:ro|rw]``. A source that begins with ``/ ./ ../ ~`` is a host path that must exist,
     any other a managed volume."""

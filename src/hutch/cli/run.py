@@ -14,7 +14,7 @@ from hutch.cli.network import network_policy
 from hutch.cli.parser import UsageError
 from hutch.cli.progress import Display
 from hutch.errors import InvalidArgumentError, NotFoundError
-from hutch.types import Mount, PublishedPort
+from hutch.types import Mount, PublishedPort, Secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -152,6 +152,7 @@ async def _create(runtime: Runtime, args: Arguments, command: tuple[str, ...] | 
             pids=args.pids or None,
             mounts=[Mount(**mount._asdict()) for mount in args.volume],
             network=network_policy(args.network, args.allow_net),
+            secrets=[Secret(**secret._asdict()) for secret in args.secret],
             ports=[PublishedPort(**port._asdict()) for port in args.publish],
             isolation=args.isolation,
             auto_remove=args.rm,

@@ -150,16 +150,15 @@ class Policy:
         return Verdict.ASK if any(rule.admits(port) for rule in self._names) else Verdict.REFUSE
 
     def name(self, name: str, port: int) -> bool:
-        """Whether a rule admits a connection to this name. Names are as `plain_name` returns them."""
-        return self.outbound is Outbound.ALLOW_LIST and any(
-            rule.admits(port) and _matches(rule.name, name) for rule in self._names
-        )
+        """Whether a connection to this name is admitted. Names are as `plain_name` returns them."""
+        if self.outbound is Outbound.DISABLED:
+            return False
+        anybody = self.outbound is Outbound.ENABLED and name != HOST_NAME
+        return anybody or any(rule_admits(rule, name, port) for rule in self._names)
 
     def host(self, port: int) -> bool:
         """Whether a rule admits connections to a port of the host's loopback by its name."""
-        return self.outbound is not Outbound.DISABLED and any(
-            rule.name == HOST_NAME and rule.admits(port) for rule in self._names
-        )
+        return self.name(HOST_NAME, port)
 
     def answer(self, name: str, address: Address, port: int | None, *, own: bool = False) -> bool:
         """Whether an address that the name was found to have may be used. ``port``: ``None`` where it is not known
@@ -198,6 +197,11 @@ class Policy:
         return False
 
 
+def rule_admits(rule: Rule, name: str, port: int) -> bool:
+    """Whether a rule with a name is about this one, and the port."""
+    return rule.admits(port) and _matches(rule.name, name)
+
+
 def plain_address(address: Address) -> Address:
     """Return the IPv4 address that an IPv6 one stands for (``::ffff:1.2.3.4``), otherwise the address."""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
@@ -215,9 +219,11 @@ def _embedded(address: Address) -> list[ipaddress.IPv4Address]:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    if pattern == "*":
-        return name != HOST_NAME
-    return name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern
+    if pattern == name:
+        return True
+    if name == HOST_NAME:  # not a peer like others
+        return False
+    return pattern == "*" or (pattern.startswith("*.") and name.endswith(pattern[1:]))
 
 
 def _within(address: Address, networks: Iterable[Network]) -> bool:

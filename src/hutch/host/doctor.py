@@ -66,14 +66,13 @@ def examine(home: str | Path | None = None) -> list[Check]:
     with _workspace(base) as directory:
         checks.append(_overlay(directory, root=root))
         checks.append(_idmapped(directory) if root else _subordinate_ids())
-    checks += [_cgroups(), _disk_limits(), _disk(base), _kvm(), _vm_kernel(base)]
+    checks += [_cgroups(), _disk_limits(), _disk(base), _kvm(), _vm_kernel(base), _network()]
     checks += [_program(*tool) for tool in _TOOLS]
     return checks
 
 
 _TOOLS = (
     ("qemu-system-x86_64", "micro-VM boxes", "qemu-system-x86"),
-    ("nft", "network rules for boxes", "nftables"),
     ("mmdebstrap", "`hutch image bootstrap` of a Debian base", "mmdebstrap"),
 )
 
@@ -335,6 +334,21 @@ def _vm_kernel(base: Path) -> Check:
         found=found or "not fetched yet",
         gives="micro-VM boxes",
         remedy="" if found else "hutch setup vm",
+    )
+
+
+def _network() -> Check:
+    """Load rules like those of a box's door into a network namespace of our own."""
+    rules = "table inet probe { chain c { type nat hook output priority -100; meta l4proto tcp redirect to :1; }; }"
+    path = _which("nft")
+    problem = "nft is not installed" if path is None else _try("unshare", "-U", "-r", "-n", path, rules)
+    remedy = "apt-get install -y nftables" if path is None else "modprobe nft_redir; allow user namespaces"
+    return Check(
+        name="nft",
+        status=Status.MISSING if path is None else Status.WARN if problem else Status.OK,
+        found=problem or "nft redirects work in a network namespace",
+        gives="networks of boxes; without it they have none",
+        remedy=remedy if problem else "",
     )
 
 

@@ -24,7 +24,7 @@ from hutch.errors import NetworkError
 from hutch.net import upstream
 from hutch.net.dns import NameService
 from hutch.net.http import Exchange, Peers, Refused
-from hutch.net.link import PlainLink
+from hutch.net.link import PlainLink, TlsLink
 from hutch.net.relay import Relay, reset_at_close, tune
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from hutch.core.policy import Address
     from hutch.host.netns import DoorSockets
+    from hutch.net.intercept import Interceptor
     from hutch.net.journal import Journal
     from hutch.net.resolver import Resolver
 
@@ -73,12 +74,20 @@ class _Call:
 class Door:
     """See the module. `run` serves until it is cancelled; `admit` changes the policy meanwhile."""
 
-    def __init__(self, sockets: DoorSockets, policy: Policy, resolver: Resolver, journal: Journal) -> None:
+    def __init__(
+        self,
+        sockets: DoorSockets,
+        policy: Policy,
+        resolver: Resolver,
+        journal: Journal,
+        interceptor: Interceptor | None = None,
+    ) -> None:
         self.counters = Counters()
         self._sockets = sockets
         self._policy = policy
         self._resolver = resolver
         self._journal = journal
+        self._interceptor = interceptor
         self._names = NameService(resolver, lambda: self._policy, journal)
         self._calls: set[_Call] = set()
 
@@ -149,13 +158,23 @@ class Door:
             return
         match self._verdict(call):
             case Verdict.ALLOW:
-                peer = _LOOPBACK if call.peer == _GATEWAY else call.peer
-                await self._join(connection, await upstream.connect([peer], call.port))
+                await self._admit(connection, call)
             case Verdict.ASK:
                 call.open_question = True
                 await self._ask(connection, call)
             case Verdict.REFUSE:
                 raise Refused("the policy has no rule for the address")
+
+    async def _admit(self, connection: socket.socket, call: _Call) -> None:
+        beginning = b""
+        if self._interceptor is not None and self._interceptor.has_port(call.port):
+            sniffer = await self._sniff(connection)
+            if self._interceptor.is_for(sniffer.name, call.port):
+                await self._intercept(connection, call, sniffer)
+                return
+            beginning = bytes(sniffer.data)
+        peer = _LOOPBACK if call.peer == _GATEWAY else call.peer
+        await self._join(connection, await upstream.connect([peer], call.port), beginning)
 
     def _verdict(self, call: _Call) -> Verdict:
         if call.peer != _GATEWAY:
@@ -174,19 +193,38 @@ class Door:
         if sniffer.kind is Kind.HTTP:
             box = PlainLink(connection, self._count_sent, bytes(sniffer.data))
             await Exchange(box, Peers(lambda name: self._open(call, name), _unchanged, call.port)).run()
+        elif self._interceptor is not None and self._interceptor.is_for(sniffer.name, call.port):
+            await self._intercept(connection, call, sniffer)
         elif sniffer.kind is Kind.TLS and sniffer.name:
-            far = await self._connect(call, sniffer.name)
-            try:
-                await asyncio.get_running_loop().sock_sendall(far, sniffer.data)
-            except BaseException:
-                far.close()
-                raise
-            self._count_sent(len(sniffer.data))
-            await self._join(connection, far)
+            await self._join(connection, await self._connect(call, sniffer.name), bytes(sniffer.data))
         elif sniffer.kind is Kind.TLS:
             raise Refused("only names are allowed, and TLS does not tell the name (or hides it)")
         else:
             raise Refused("only names are allowed, and this is neither TLS nor HTTP")
+
+    async def _intercept(self, connection: socket.socket, call: _Call, sniffer: Sniffer) -> None:
+        """Be the host towards the box, and the box towards the host."""
+        assert self._interceptor is not None
+        interceptor, name = self._interceptor, sniffer.name
+        box = TlsLink(PlainLink(connection, self._count_sent, bytes(sniffer.data)), interceptor.server_context(name))
+        with anyio.fail_after(_HELLO_SECONDS):
+            await box.handshake()
+
+        async def reach(host: str) -> TlsLink:
+            if host != name:
+                raise Refused("Host names another host than TLS does")
+            far = TlsLink(await self._open(call, name), interceptor.client_context, server_name=name)
+            try:
+                with anyio.fail_after(_HELLO_SECONDS):
+                    await far.handshake()
+            except OSError as error:
+                far.close()
+                raise NetworkError(f"TLS to it fails: {error}") from error
+            return far
+
+        await Exchange(
+            box, Peers(reach, lambda host, request: interceptor.fill(host, call.port, request), call.port)
+        ).run()
 
     async def _sniff(self, connection: socket.socket) -> Sniffer:
         sniffer = Sniffer()
@@ -205,7 +243,14 @@ class Door:
             raise Refused("the policy has no rule for the name")
         return await upstream.connect(await upstream.find(self._resolver, self._policy, name, call.port), call.port)
 
-    async def _join(self, near: socket.socket, far: socket.socket) -> None:
+    async def _join(self, near: socket.socket, far: socket.socket, beginning: bytes = b"") -> None:
+        if beginning:
+            try:
+                await asyncio.get_running_loop().sock_sendall(far, beginning)
+            except BaseException:
+                far.close()
+                raise
+            self._count_sent(len(beginning))
         await Relay(near, far, sent=self._count_sent, received=self._count_received).run()
 
     # DNS.

@@ -1,14 +1,17 @@
 """Bytes from one socket to another and back, until both have said all.
 
-One buffer serves all connections: it is used within one turn of the event loop, and only what the other side does not
-take at once is kept by the connection. So a thousand idle connections cost nothing, and a slow peer stops its own
-sender alone.
+One pipe serves all connections: bytes go through it from socket to socket within one turn of the event loop, without
+being copied (splice(2)), and only what the other side does not take at once is kept by the connection. So a thousand
+idle connections cost nothing, and a slow peer stops its own sender alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import functools
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_BUFFER = memoryview(bytearray(256 * 1024))
+_PIPE_BYTES = 1 << 20
+_SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -86,8 +90,9 @@ class _Way:
         self._loop.add_reader(self._source, self._read)
 
     def _read(self) -> None:
+        entrance, exit_ = _pipe()
         try:
-            size = self._source.recv_into(_BUFFER)
+            size = os.splice(self._source.fileno(), entrance, _PIPE_BYTES, flags=_SPLICE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -100,30 +105,46 @@ class _Way:
             self._relay.ended()
             return
         self._count(size)
-        taken = self._send(_BUFFER[:size])
-        if 0 <= taken < size:
-            self._rest = bytes(_BUFFER[taken:size])
+        left = size
+        try:
+            while left:
+                left -= os.splice(exit_, self._target.fileno(), left, flags=_SPLICE)
+        except (BlockingIOError, InterruptedError):
+            self._rest = _drained(exit_, left)
             self._loop.remove_reader(self._source)
             self._loop.add_writer(self._target, self._write)
+        except OSError:
+            _drained(exit_, left)  # the next connection must not find it
+            self._relay.broken()
 
     def _write(self) -> None:
-        taken = self._send(memoryview(self._rest))
-        if taken < 0:
+        try:
+            self._rest = self._rest[self._target.send(self._rest) :]
+        except (BlockingIOError, InterruptedError):
             return
-        self._rest = self._rest[taken:]
+        except OSError:
+            self._relay.broken()
+            return
         if not self._rest:
             self._loop.remove_writer(self._target)
             self.resume()
 
-    def _send(self, data: memoryview) -> int:
-        """Return how much was taken, -1 when the connection is broken."""
-        try:
-            return self._target.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError:
-            self._relay.broken()
-            return -1
+
+@functools.cache
+def _pipe() -> tuple[int, int]:
+    """Return the ends of the pipe: where bytes go in, and where they come out."""
+    exit_, entrance = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    with contextlib.suppress(OSError):  # a limit on the user's pipes: it works as it is
+        fcntl.fcntl(entrance, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return entrance, exit_
+
+
+def _drained(exit_: int, size: int) -> bytes:
+    pieces = []
+    while size:
+        pieces.append(os.read(exit_, size))
+        size -= len(pieces[-1])
+    return b"".join(pieces)
 
 
 def reset_at_close(connection: socket.socket) -> None:

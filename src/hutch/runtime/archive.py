@@ -160,9 +160,18 @@ async def _discard(names: list[str], home: Home, engine: Engine) -> None:
 
 def _portable(record: BoxRecord) -> BoxRecord:
     """The record without what means something on this host only."""
-    spec = msgspec.structs.replace(record.spec, mounts=(), name=None)
+    spec = msgspec.structs.replace(record.spec, mounts=(), secrets=(), name=None)
     return msgspec.structs.replace(
-        record, spec=spec, state=BoxState.CONFIGURED, pid=None, reason=None, disks=(), image_digest="", unenforced=()
+        record,
+        spec=spec,
+        state=BoxState.CONFIGURED,
+        pid=None,
+        reason=None,
+        disks=(),
+        image_digest="",
+        unenforced=(),
+        published=(),
+        sealed=b"",
     )
 
 
@@ -247,7 +256,7 @@ def _manifest(path: Path, archive: tarfile.TarFile) -> Manifest:
     if not 1 <= len(manifest.layers) <= MAX_LAYERS:
         raise InvalidArgumentError(f"the archive {path} has {len(manifest.layers)} layers")
     box = manifest.box
-    if box.spec.mounts or box.disks or box.image_digest or box.pid:
+    if box.spec.mounts or box.spec.secrets or box.sealed or box.disks or box.image_digest or box.pid:
         raise InvalidArgumentError(f"the archive {path} names things of another host")
     check_spec(msgspec.structs.replace(box.spec, env=box.env, workdir=box.workdir))
     return manifest

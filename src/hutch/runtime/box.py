@@ -306,7 +306,7 @@ class LocalBox:
             raise HutchError("the box's agent gave another answer than was asked for")
         engine, directory = self._runtime.engines.of_box(self.id)
         usage = engine.usage(directory)
-        served = is_served(self._lives.record(self.id).spec.network)
+        served = is_served(self._lives.record(self.id).spec)
         traffic = await self._runtime.gatekeeper.report(self.id) if served else None
         return BoxStats(
             memory_bytes=usage.memory_bytes,

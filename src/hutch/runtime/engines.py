@@ -85,4 +85,4 @@ def vm_problem(spec: BoxSpec) -> str | None:
     """Return what a specification asks for that a VM cannot be yet."""
     if spec.mounts:
         return NO_MOUNTS
-    return NO_NETWORK if is_served(spec.network) else None
+    return NO_NETWORK if is_served(spec) else None

@@ -15,10 +15,11 @@ import msgspec
 from hutch.errors import HutchError, NetworkError, by_code
 from hutch.host import keeper, unixsocket
 from hutch.host.proc import poll_until
-from hutch.types import NetPolicy, Outbound, PublishedPort
+from hutch.types import Outbound, PublishedPort
 
 if TYPE_CHECKING:
     from hutch.runtime.home import Home
+    from hutch.types import BoxSpec
 
 MODULE = "hutch.runtime.gateway"
 SOCKET = "gateway.sock"
@@ -48,9 +49,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = 0
 
 
-def is_served(policy: NetPolicy) -> bool:
-    """Whether a box with this policy needs the gateway."""
-    return policy.outbound is not Outbound.DISABLED or bool(policy.ports)
+def is_served(spec: BoxSpec) -> bool:
+    """Whether such a box needs the gateway."""
+    return spec.network.outbound is not Outbound.DISABLED or bool(spec.network.ports or spec.secrets)
 
 
 class Gatekeeper:

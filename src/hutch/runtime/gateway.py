@@ -28,6 +28,7 @@ from hutch.errors import HutchError, InternalError, NetworkError
 from hutch.host import netns, unixsocket
 from hutch.host.proc import poll_until
 from hutch.net.door import Door
+from hutch.net.intercept import Interceptor, host_rules
 from hutch.net.journal import Journal
 from hutch.net.resolver import Resolver, host_sources
 from hutch.runtime.gatekeeper import REQUEST_BYTES, SOCKET, Reply, Request, is_served
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from hutch.state import BoxRecord
+    from hutch.types import BoxSpec
 
 log = logging.getLogger("hutch.net")
 
@@ -81,7 +83,7 @@ class Gateway:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 for record in self._runtime.store.list_boxes(*ALIVE):
-                    if is_served(record.spec.network):
+                    if is_served(record.spec):
                         await self._sync_at_start(record)
                 with _listening(home) as listener:
                     tasks.start_soon(self._end_at_signal)
@@ -153,14 +155,20 @@ class Gateway:
                 return
             if served is None:
                 served = await self._take(record, pid)
-            policy = Policy(record.spec.network.outbound, record.spec.network.allow)
+            policy = _policy(record.spec)
             if served.door is not None:
                 served.door.admit(policy)
             elif policy.outbound is not Outbound.DISABLED:
                 sockets = await netns.open_door(served.pidfd)
-                served.door = Door(sockets, policy, self._resolver, Journal(directory))
+                served.door = Door(sockets, policy, self._resolver, Journal(directory), self._interceptor(record))
                 assert served.tasks is not None
                 served.tasks.start_soon(served.door.run)
+
+    def _interceptor(self, record: BoxRecord) -> Interceptor | None:
+        if not record.sealed:
+            return None
+        contents = self._runtime.vault.open(record.sealed)
+        return Interceptor(record.spec.secrets, contents.values, contents.authority)
 
     async def _take(self, record: BoxRecord, pid: int) -> _Served:
         engine, directory = self._runtime.engines.of_box(record.id)
@@ -230,6 +238,15 @@ class Gateway:
         self._idle = None
         if not self._served and not self._requests:
             self._scope.cancel()
+
+
+def _policy(spec: BoxSpec) -> Policy:
+    """The policy of a box, to which its secrets add their hosts."""
+    hosts = [rule for secret in spec.secrets for rule in host_rules(secret)]
+    outbound = spec.network.outbound
+    if hosts and outbound is Outbound.DISABLED:
+        outbound = Outbound.ALLOW_LIST
+    return Policy(outbound, (*spec.network.allow, *hosts))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +78,15 @@ class Lives:
         disks: Disks,
         gatekeeper: Gatekeeper | None,
     ) -> None:
-        """``gatekeeper``: ``None`` in the process that serves the network itself."""
+        """``gatekeeper``: ``None`` in the process that serves the network itself. ``prepare`` is to be set: what is
+        done in a box that has just been started, before its main command."""
         self._home = home
         self._store = store
         self._engines = engines
         self._images = images
         self._disks = disks
         self._gatekeeper = gatekeeper
+        self.prepare: Callable[[BoxRecord], Awaitable[None]] = _nothing
         self._channels: dict[str, AgentChannel] = {}
         self._connecting: dict[str, anyio.Lock] = {}
         # Settings of boxes that were used through a channel: what an execution needs of the record.
@@ -170,14 +172,14 @@ class Lives:
         """Give a box another specification of its network. The caller holds the lock. When this returns nothing that
         it forbids is possible any more; a `NetworkError` says that the box could not be told."""
         self._store.save_box(msgspec.structs.replace(record, spec=spec, updated_at=time.time()))
-        served = is_served(spec.network) or is_served(record.spec.network)
+        served = is_served(spec) or is_served(record.spec)
         if served and self._gatekeeper is not None and record.state in ALIVE:
             await self._gatekeeper.sync(record.id)
 
     async def serve_network(self, record: BoxRecord) -> BoxRecord:
         """See to it that the network of a running box is served, if it has one; again, should that have been killed.
         Returns the record with the ports that were chosen. Raises `NetworkError`."""
-        if self._gatekeeper is None or not is_served(record.spec.network):
+        if self._gatekeeper is None or not is_served(record.spec):
             return record
         reply = await self._gatekeeper.sync(record.id)
         if reply.ports == record.published:
@@ -350,6 +352,9 @@ class Lives:
             )
             self.started.add(record.id)
             record = await self.serve_network(record)
+            if record.sealed:
+                await self._connect(record.id)
+                await self.prepare(record)
             if record.command is not None:
                 await self._start_main(record, watch)
         except BaseException as error:
@@ -503,6 +508,7 @@ def describe(record: BoxRecord) -> BoxInfo:
         network=msgspec.structs.replace(spec.network, ports=record.published or spec.network.ports)
         if record.state in ALIVE
         else spec.network,
+        secrets=spec.secrets,
         auto_remove=spec.auto_remove,
         auto_resume=spec.auto_resume,
         detach=spec.detach,
@@ -510,6 +516,9 @@ def describe(record: BoxRecord) -> BoxInfo:
         open_stdin=spec.open_stdin,
         pid=record.pid,
     )
+
+
+async def _nothing(record: BoxRecord) -> None: ...
 
 
 @contextlib.asynccontextmanager

@@ -37,6 +37,7 @@ from hutch.runtime.home import Home, new_id
 from hutch.runtime.library import LocalImages, LocalVolumes
 from hutch.runtime.lives import ALIVE, Lives, describe
 from hutch.runtime.spec import build_spec, check_spec, resolve
+from hutch.runtime.vault import Vault, environment, install, without_values
 from hutch.state import BoxRecord, Store
 from hutch.types import BoxSpec, BoxState, Isolation
 
@@ -50,11 +51,12 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from hutch.engine.base import Engine
-    from hutch.types import BoxInfo, ImageInfo, Mount, NetPolicy, Outbound, Progress, PublishedPort
+    from hutch.types import BoxInfo, ImageInfo, Mount, NetPolicy, Outbound, Progress, PublishedPort, Secret
 
 log = logging.getLogger("hutch.runtime")
 
 _CLOSE_SECONDS = 5.0
+_TRUST_SECONDS = 20.0
 
 
 class LocalRuntime:
@@ -89,6 +91,8 @@ class LocalRuntime:
             self.disks,
             None if self._is_gateway else self.gatekeeper,
         )
+        self.vault = Vault(self.home.root)
+        self.lives.prepare = self._trust_gateway
         self.images = LocalImages(self)
         self.volumes = LocalVolumes(self)
         # The caller's side of the background tasks; they live in a group of a task of their own, so that
@@ -151,6 +155,7 @@ class LocalRuntime:
         mounts: Sequence[Mount] = (),
         network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
         ports: Sequence[PublishedPort | int] = (),
+        secrets: Sequence[Secret] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -184,6 +189,7 @@ class LocalRuntime:
                 mounts=mounts,
                 network=network,
                 ports=ports,
+                secrets=secrets,
                 isolation=isolation,
                 auto_remove=auto_remove,
                 auto_resume=auto_resume,
@@ -346,15 +352,17 @@ class LocalRuntime:
     def _record(self, spec: BoxSpec, image: ImageInfo, isolation: str) -> BoxRecord:
         now = time.time()
         settings = resolve(spec, image)
+        box_id = new_id()
         return BoxRecord(
-            id=new_id(),
-            spec=spec,
+            id=box_id,
+            spec=without_values(spec),
+            sealed=self.vault.seal(spec.secrets, box_id) if spec.secrets else b"",
             image_digest=image.digest,
             state=BoxState.CONFIGURED,
             created_at=now,
             updated_at=now,
             command=settings.command,
-            env=settings.env,
+            env=environment(spec, settings.env),
             workdir=settings.workdir,
             user=settings.user,
             stop_signal=settings.stop_signal,
@@ -431,6 +439,14 @@ class LocalRuntime:
         if box is None:
             box = self._boxes[record.id] = LocalBox(self, record.id, record.spec.name)
         return box
+
+    async def _trust_gateway(self, record: BoxRecord) -> None:
+        """Let a box with secrets trust the gateway. A box that prevents it harms only itself."""
+        try:
+            with anyio.fail_after(_TRUST_SECONDS):
+                await install(self._handle(record), self.vault.open(record.sealed).authority.certificate)
+        except (HutchError, TimeoutError) as error:
+            log.warning("box %s does not trust its gateway: %s", record.spec.name or record.id, error)
 
     async def _erase(self, record: BoxRecord) -> None:
         # The record goes last: until then a crash leaves a box that can be removed again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hutch.core import ids
-from hutch.core.policy import Policy
+from hutch.core.policy import Policy, parse_rule
 from hutch.errors import InvalidArgumentError
 from hutch.runtime.checks import check_env, check_text, check_whole, quoted
-from hutch.types import BoxSpec, Isolation, Limits, Mount, NetPolicy, Outbound, PublishedPort
+from hutch.types import BoxSpec, Isolation, Limits, Mount, NetPolicy, Outbound, PublishedPort, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ def build_spec(
     mounts: Sequence[Mount],
     network: NetPolicy | Outbound | str | Sequence[str],
     ports: Sequence[PublishedPort | int],
+    secrets: Sequence[Secret],
     isolation: Isolation | str,
     **rest: Any,
 ) -> BoxSpec:
@@ -75,6 +77,7 @@ def build_spec(
             limits=Limits(cpus=cpus, memory_mib=memory_mib, disk_gb=disk_gb, pids=pids),
             mounts=tuple(mounts),
             network=_network(network, ports),
+            secrets=tuple(secrets),
             isolation=kind,
             **rest,
         )
@@ -134,6 +137,7 @@ def check_spec(spec: BoxSpec) -> None:
     if spec.stop_signal is not None:
         signal_number(spec.stop_signal)
     _check_network(spec.network)
+    _check_secrets(spec.secrets)
     targets: set[str] = set()
     for mount in spec.mounts:
         _check_mount(mount)
@@ -220,6 +224,21 @@ def _check_network(network: NetPolicy) -> None:
             ipaddress.ip_address(published.host_ip)
         except ValueError:
             raise InvalidArgumentError(f"{quoted(published.host_ip)} is not an address of the host") from None
+
+
+def _check_secrets(secrets: tuple[Secret, ...]) -> None:
+    for secret in secrets:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", secret.name):
+            raise InvalidArgumentError(f"{quoted(secret.name)} is not a name for a secret: letters, digits and '_'")
+        if not secret.value or not secret.value.isprintable():  # it goes into a line of a header
+            raise InvalidArgumentError(f"the value of secret {secret.name} is empty or has control characters")
+        if not secret.hosts:
+            raise InvalidArgumentError(f"secret {secret.name} names no host; it would be of no use")
+        for host in secret.hosts:
+            if parse_rule(host).network is not None:
+                raise InvalidArgumentError(f"secret {secret.name} is for {quoted(host)}, which is not a name")
+    if len({secret.name for secret in secrets}) != len(secrets):
+        raise InvalidArgumentError("two secrets have the same name")
 
 
 def _check_mount(mount: Mount) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         PublishedPort,
         Refusal,
         Result,
+        Secret,
         SnapshotInfo,
         VolumeInfo,
     )
@@ -448,6 +449,7 @@ class Runtime(Protocol):
         mounts: Sequence[Mount] = (),
         network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
         ports: Sequence[PublishedPort | int] = (),
+        secrets: Sequence[Secret] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -464,7 +466,8 @@ class Runtime(Protocol):
         when absent.
 
         ``network``: ``"disabled"``, ``"enabled"``, or the rules of an allow-list such as ``["pypi.org:443"]``.
-        ``ports``: TCP ports of the box that are published on the host's loopback.
+        ``ports``: TCP ports of the box that are published on the host's loopback. ``secrets``: values that the box
+        uses without having them; their hosts may be reached.
         """
 
     async def get(self, box: str) -> Box:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup, TaskStatus
 
-    from hutch.types import Mount, NetPolicy, Outbound, Progress, PublishedPort
+    from hutch.types import Mount, NetPolicy, Outbound, Progress, PublishedPort, Secret
 
 log = logging.getLogger("hutch.remote")
 
@@ -113,6 +113,7 @@ class RemoteRuntime:
         mounts: Sequence[Mount] = (),
         network: NetPolicy | Outbound | str | Sequence[str] = "disabled",
         ports: Sequence[PublishedPort | int] = (),
+        secrets: Sequence[Secret] = (),
         isolation: Isolation | str = "auto",
         auto_remove: bool = False,
         auto_resume: bool = False,
@@ -146,6 +147,7 @@ class RemoteRuntime:
                 mounts=mounts,
                 network=network,
                 ports=ports,
+                secrets=secrets,
                 isolation=isolation,
                 auto_remove=auto_remove,
                 auto_resume=auto_resume,

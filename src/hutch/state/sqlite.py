@@ -47,8 +47,8 @@ class BoxRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``command`` is the resolved main command (``None``: none). ``disks`` are the frozen layers of its own, topmost
     first. ``reset_upper`` says that its writable layer is to be emptied before the next use (a restore that may have
-    been interrupted). ``published`` are the published ports of a running box, as they were chosen. ``owner`` is the
-    process whose runtime made it.
+    been interrupted). ``published`` are the published ports of a running box, as they were chosen. ``sealed``
+    are the values of its secrets, encrypted. ``owner`` is the process whose runtime made it.
     """
 
     id: str
@@ -73,6 +73,7 @@ class BoxRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str | None = None
     unenforced: tuple[str, ...] = ()
     published: tuple[PublishedPort, ...] = ()
+    sealed: bytes = b""
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,86 @@
+"""Placeholders of secrets in requests, and the values that take their place on the way to the hosts of the secret.
+
+Only the head of a request is looked at: header values (also inside the base64 of Basic credentials) and the query.
+Bodies and paths are passed on as they are: what a server reflects from there must not be a secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING
+from urllib.parse import quote_from_bytes
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import h11
+
+_BASIC = b"basic "
+
+
+class Substitution(msgspec.Struct, frozen=True):
+    """One secret for the requests to one host. ``repr`` does not show the value."""
+
+    placeholder: bytes
+    value: bytes
+
+    def __repr__(self) -> str:
+        return f"Substitution({self.placeholder!r})"
+
+
+class Authority(msgspec.Struct, frozen=True):
+    """Key and certificate of a box's own certificate authority, as PEM. The key never enters the box."""
+
+    key: str
+    certificate: str
+
+    def __repr__(self) -> str:
+        return "Authority(…)"
+
+
+def placeholder(name: str) -> str:
+    """Return what a box sees in the place of a secret."""
+    return f"<HUTCH_SECRET:{name}>"
+
+
+def substitute(request: h11.Request, secrets: Iterable[Substitution]) -> h11.Request:
+    """Return the request with the values in the places of their placeholders."""
+    secrets = tuple(secrets)
+    headers = [(name, _in_header(name, value, secrets)) for name, value in request.headers.raw_items()]
+    return type(request)(method=request.method, target=_in_target(request.target, secrets), headers=headers)
+
+
+def _in_header(name: bytes, value: bytes, secrets: tuple[Substitution, ...]) -> bytes:
+    if name.lower() == b"authorization" and value[: len(_BASIC)].lower() == _BASIC:
+        try:
+            plain = base64.b64decode(value[len(_BASIC) :].strip(), validate=True)
+        except binascii.Error:
+            return value
+        changed = _replace(plain, secrets)
+        return value if changed == plain else value[: len(_BASIC)] + base64.b64encode(changed)
+    return value if name.lower() == b"host" else _replace(value, secrets)
+
+
+def _in_target(target: bytes, secrets: tuple[Substitution, ...]) -> bytes:
+    path, mark, query = target.partition(b"?")
+    for secret in secrets:
+        encoded = quote_from_bytes(secret.value, safe="").encode()
+        for form in _forms(secret.placeholder):
+            query = query.replace(form, encoded)
+    return path + mark + query
+
+
+def _replace(text: bytes, secrets: tuple[Substitution, ...]) -> bytes:
+    for secret in secrets:
+        text = text.replace(secret.placeholder, secret.value)
+    return text
+
+
+def _forms(text: bytes) -> list[bytes]:
+    """How clients write a placeholder into a query: which characters they encode, and in which case, differs."""
+    colons = (text, text.replace(b":", b"%3A"), text.replace(b":", b"%3a"))
+    brackets = ((b"%3C", b"%3E"), (b"%3c", b"%3e"), (b"<", b">"))
+    return [form.replace(b"<", left).replace(b">", right) for form in colons for left, right in brackets]

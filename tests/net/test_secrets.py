@@ -1,0 +1,149 @@
+"""Secrets: used by a box, and nowhere to be found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hutch.errors import InvalidArgumentError
+from hutch.types import Secret
+from tests.net.conftest import IMAGE, get, get_tls
+from tests.net.test_gateway import _gateways
+from tests.net.world import GOOD, OTHER
+
+if TYPE_CHECKING:
+    from hutch.runtime.box import LocalBox
+    from hutch.runtime.runtime import LocalRuntime
+    from tests.net.world import World
+
+pytestmark = pytest.mark.anyio
+
+VALUE = "tr3asure-9b1f6c"
+SECRET = Secret(name="API_KEY", value=VALUE, hosts=("good.test",))
+
+
+@pytest.fixture
+async def box(runtime: LocalRuntime, world: World, monkeypatch: pytest.MonkeyPatch) -> LocalBox:
+    """A box with a secret for good.test, without any other rule."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(world.ca))  # what the gateway trusts
+    box = await runtime.create(IMAGE, secrets=[SECRET], command=["sleep", "1000"])
+    await box.start()
+    return box
+
+
+async def _authority(box: LocalBox, tmp_path: Path) -> Path:
+    await box.files.get("/etc/ssl/certs/ca-certificates.crt", tmp_path / "box-ca.pem")
+    return tmp_path / "box-ca.pem"
+
+
+async def test_the_value_arrives_and_the_box_has_a_placeholder(box: LocalBox, world: World, tmp_path: Path) -> None:
+    ca = await _authority(box, tmp_path)
+    assert (await box.run("sh", "-c", "echo $API_KEY")).text == "<HUTCH_SECRET:API_KEY>\n"
+    more = "X-Key: <HUTCH_SECRET:API_KEY>\r\nX-Other: <HUTCH_SECRET:OTHER>\r\n"
+    assert await get_tls(box, OTHER, "good.test", ca, more=more, path="/?k=<HUTCH_SECRET:API_KEY>")
+    (seen,) = world.requests
+    assert f"X-Key: {VALUE}".lower() in seen.lower() and "<HUTCH_SECRET:OTHER>" in seen
+    assert seen.startswith(f"GET /?k={VALUE} ")
+
+
+async def test_bodies_are_not_touched(box: LocalBox, world: World, tmp_path: Path) -> None:
+    body = "<HUTCH_SECRET:API_KEY>"
+    ca = await _authority(box, tmp_path)
+    assert await get_tls(box, GOOD, "good.test", ca, more=f"Content-Length: {len(body)}\r\n", body=body)
+    (seen,) = world.requests
+    assert seen.endswith(body) and VALUE not in seen
+
+
+async def test_other_hosts_get_the_placeholder(box: LocalBox, world: World, tmp_path: Path) -> None:
+    """By TLS to another host, whose certificate is its own; by plain HTTP to the secret's host."""
+    await box.network.update(allow=["other.test", "good.test"])
+    more = "X-Key: <HUTCH_SECRET:API_KEY>\r\n"
+    assert await get_tls(box, OTHER, "other.test", world.ca, more=more)
+    await get(box, GOOD, "good.test", path="/?<HUTCH_SECRET:API_KEY>")
+    assert len(world.requests) == 2
+    assert all("<HUTCH_SECRET:API_KEY>" in seen and VALUE not in seen for seen in world.requests)
+
+
+async def test_a_host_that_differs_from_the_server_name_is_refused(box: LocalBox, world: World, tmp_path: Path) -> None:
+    ca = await _authority(box, tmp_path)
+    assert "names another host" in await get_tls(box, GOOD, "good.test", ca, host="other.test")
+    assert not world.requests
+
+
+async def test_a_host_that_cannot_prove_itself_gets_nothing(
+    runtime: LocalRuntime, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway trusts what the host trusts: here, nobody."""
+    (tmp_path / "none.pem").touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    box = await runtime.create(IMAGE, secrets=[SECRET])
+    await box.start()
+    ca = await _authority(box, tmp_path)
+    assert "TLS to it fails" in await get_tls(box, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
+    assert not world.requests
+
+
+@pytest.mark.parametrize("network", ["enabled", [GOOD]])
+async def test_secrets_beside_an_open_network(
+    runtime: LocalRuntime, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str | list[str]
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(world.ca))
+    box = await runtime.create(IMAGE, secrets=[SECRET], network=network)
+    await box.start()
+    ca = await _authority(box, tmp_path)
+    assert await get_tls(box, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
+    assert VALUE in world.requests[-1]
+    assert await get_tls(box, GOOD, "other.test", world.ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
+    assert VALUE not in world.requests[-1]
+
+
+async def test_the_value_is_nowhere(
+    box: LocalBox, runtime: LocalRuntime, home: Path, world: World, tmp_path: Path
+) -> None:
+    """Not in the box, its files and processes; not in any file of the home or process of ours, but in the memory of
+    the gateway; not in what describes the box, nor in an archive of it."""
+    ca = await _authority(box, tmp_path)
+    assert await get_tls(box, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
+    assert VALUE in world.requests[-1]  # the control: it was used
+    assert "good.test" in repr(SECRET) and VALUE not in repr(SECRET)
+    info = await box.info()
+    assert VALUE not in repr(info) and info.secrets[0].value == ""
+    # The brackets keep the command from finding itself.
+    pattern = f"{VALUE[:-1]}[{VALUE[-1]}]"
+    search = f"grep -rl '{pattern}' /etc /root /home /tmp /usr /var /dev/shm; grep -l '{pattern}' /proc/[0-9]*/environ"
+    assert (await box.run("sh", "-c", search)).text == ""
+    await box.stop(timeout=0)
+    await box.export(tmp_path / "box.tar")
+    clone = await box.clone("copy")
+    for place in (home / "hutch.db", home / "hutch.db-wal", tmp_path / "box.tar", *(home / "boxes").rglob("*")):
+        if place.is_file():
+            assert VALUE.encode() not in place.read_bytes(), place
+    assert VALUE not in (home / "gateway.log").read_text()
+    for pid in _gateways(home) + _gateways(home, "hutch.host.keeper"):
+        for name in ("environ", "cmdline"):
+            assert VALUE.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
+    assert ((home / "secrets.key").stat().st_mode & 0o777) == 0o600
+    await clone.start()
+    assert await get_tls(clone, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
+    assert VALUE in world.requests[-1]
+    twin = await runtime.import_box(tmp_path / "box.tar", name="twin")
+    assert not (await twin.info()).secrets
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        Secret(name="A B", value="x", hosts=("a.com",)),
+        Secret(name="A", value="", hosts=("a.com",)),
+        Secret(name="A", value="x\r\nX-More: y", hosts=("a.com",)),
+        Secret(name="A", value="x", hosts=()),
+        Secret(name="A", value="x", hosts=("1.2.3.4",)),
+        Secret(name="A", value="x", hosts=("a b",)),
+    ],
+)
+async def test_senseless_secrets(runtime: LocalRuntime, secret: Secret) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        await runtime.create(IMAGE, secrets=[secret])
+    assert "X-More" not in str(caught.value)
