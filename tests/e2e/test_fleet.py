@@ -20,7 +20,7 @@ from hutch.errors import (
 from hutch.runtime.runtime import LocalRuntime
 from hutch.sdk.remote import RemoteRuntime
 from hutch.types import BoxState
-from tests.e2e.conftest import KEY, Fleet, joined, runner_process
+from tests.e2e.fleet import KEY, Fleet, joined, runner_process
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import Sink, in_time, sh, until
 

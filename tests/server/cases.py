@@ -2,6 +2,8 @@
 part may abort when the interpreter ends).
 
 usage: cases.py CASE URL
+
+A server that asks for a key gets the one in BOXLITE_API_KEY.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import boxlite  # type: ignore[import-untyped]
-from boxlite import Boxlite, BoxliteRestOptions, BoxOptions
+from boxlite import ApiKeyCredential, Boxlite, BoxliteRestOptions, BoxOptions
 
 IMAGE = "busybox:test"
 
@@ -45,8 +47,13 @@ async def run(box: Any, *command: str, **options: Any) -> Outcome:
     return await finish(await box.exec(command[0], list(command[1:]), **options))
 
 
+def options(url: str) -> BoxliteRestOptions:
+    key = os.environ.get("BOXLITE_API_KEY")
+    return BoxliteRestOptions(url=url, credential=ApiKeyCredential(key) if key else None)
+
+
 def connect(url: str) -> Any:
-    return Boxlite.rest(BoxliteRestOptions(url=url))
+    return Boxlite.rest(options(url))
 
 
 async def raises(kind: type[BaseException], call: Any, text: str = "") -> None:
@@ -372,7 +379,7 @@ async def simple_box(url: str) -> None:
 
 
 def sync_simple_box(url: str) -> None:
-    with boxlite.SyncBoxlite.rest(BoxliteRestOptions(url=url)) as runtime:
+    with boxlite.SyncBoxlite.rest(options(url)) as runtime:
         with boxlite.SyncSimpleBox(image=IMAGE, runtime=runtime) as box:
             result = box.exec("echo", "sync")
             assert (result.exit_code, result.stdout) == (0, "sync\n")

@@ -1,0 +1,81 @@
+"""The census over the chain SDK → API → runner → box, while the connections of both hops break at random bytes.
+
+usage: chain_census.py [--count N] [--seed N]
+
+API and runner are processes of their own; a fault proxy stands before each. Of the connections one in three is cut or
+reset, at a byte of its own, and some are slow or pass single bytes. No command may fail, hang, be run twice, or lose,
+cross or double a byte, and none of its results may say that it is incomplete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from census import census, report
+
+import hutch
+from tests.e2e.fleet import KEY, Chain
+from tests.remote.faultproxy import Fault, random_cuts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHARE = 1 / 3
+IMAGE = "busybox"
+
+
+def bad_network(seed: int) -> Callable[[], Fault]:
+    """A chooser of faults: breaks, and now and then latency, or slices of a few bytes."""
+    cut, chance = random_cuts(seed, share=SHARE), random.Random(seed)
+
+    def choose() -> Fault:
+        fault = cut()
+        dice = chance.random()
+        if dice < 0.02:
+            return Fault(kind=fault.kind, after=fault.after, taken=fault.taken, slice=7)
+        if dice < 0.12:
+            return Fault(kind=fault.kind, after=fault.after, taken=fault.taken, latency=0.002)
+        return fault
+
+    return choose
+
+
+async def main(count: int, seed: int) -> int:
+    """Run the census on a fresh fleet; returns the exit code."""
+    with tempfile.TemporaryDirectory(prefix="hutch-chain-") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        home = folder / "home"
+        async with hutch.Runtime.local(home) as local:
+            await local.images.bootstrap("busybox", reference=IMAGE)
+        async with Chain(folder, home) as chain, hutch.Runtime.connect(chain.front.url, KEY) as runtime:
+            box = await runtime.create(IMAGE, auto_remove=True)
+            await box.start()
+            chain.front.choose, chain.back.choose = bad_network(seed), bad_network(seed + 1)
+            started = time.monotonic()
+            failures = await census(box, count)
+            seconds = time.monotonic() - started
+            chain.front.choose = chain.back.choose = Fault
+            await box.remove(force=True)
+            faults = chain.front.faults, chain.back.faults
+    if min(faults) < count // 10:
+        failures.append(f"the census was hardly disturbed: {faults[0]} and {faults[1]} faults")
+    return report(count, failures, seconds, f"; {faults[0]} faults before the API, {faults[1]} before the runner")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=5_000)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    sys.exit(anyio.run(main, arguments.count, arguments.seed))
