@@ -21,9 +21,8 @@ import anyio
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from census import census, report
-
 import hutch
+from census import census, report
 from tests.e2e.fleet import KEY, Chain
 from tests.remote.faultproxy import Fault, random_cuts
 

@@ -4,8 +4,8 @@ usage: soak.py [--minutes N] [--seed N]
 
 Commands with short and long output and input, boxes that come and go, files in and out, and commands of a plain REST
 client run all the time, through fault proxies that cut connections of both hops. In the first fifth of the time API and
-runner are killed (SIGKILL) and started again in turn; what they refuse meanwhile is counted, but no output may be wrong,
-and no command run twice.
+runner are killed (SIGKILL) and started again in turn; what they refuse meanwhile is counted, but no output may be
+wrong, and no command run twice.
 
 Flat means, for each of the two processes: over the last half of the time (the server keeps what ended for ten minutes,
 so that the first half fills its records) the median resident memory of the last third is at most 5 % + 4 MiB above that
@@ -67,7 +67,7 @@ def measure(process: Process, at: float) -> Sample | None:
     try:
         pid = process.pid
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return Sample(at, pid, pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd")))
+        return Sample(at, pid, pages * os.sysconf("SC_PAGE_SIZE"), sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir()))
     except (AssertionError, OSError):
         return None
 

@@ -56,7 +56,10 @@ async def measure(stage: Stage) -> list[Row]:
 async def _server(stage: Stage) -> AsyncIterator[str]:
     """API and runner in one process, on the home of the run."""
     argv = [sys.executable, "-m", "hutch", "--home", str(stage.folder / "home"), "serve", "--port", "0"]
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+    process = await stage.on_thread(
+        lambda: subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    )
+    with process:
         assert process.stdout is not None
         try:
             line = await anyio.to_thread.run_sync(process.stdout.readline)

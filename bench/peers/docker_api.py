@@ -1,4 +1,4 @@
-"""Docker's HTTP API, spoken to the daemon's socket without a client program: what a program that embeds no tool does."""
+"""Docker's HTTP API, spoken to the daemon's socket without a client program: what a program without the tool does."""
 
 from __future__ import annotations
 

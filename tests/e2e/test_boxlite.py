@@ -1,4 +1,4 @@
-"""The published client, unmodified, against an API process and a runner process; what it makes must have passed both."""
+"""The published client, unmodified, against API and runner processes; what it makes must have passed both."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What passes through a relay between a watcher and the agent of a box (docs/remote.md). Sans-IO.
 
-A relay serves one watcher of one execution. It looks at the headers of frames and at nothing else: `Upward` lets
-through what a watcher may ask of its own execution, `Downward` what the agent says about it. Whole frames come out,
-in order, unchanged.
+A relay serves one watcher of one execution, and after its end of another one. It looks at the headers of frames and at
+nothing else: `Upward` lets through what a watcher may ask of its own execution, `Downward` what the agent says about
+it. Whole frames come out, in order, unchanged.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ class Upward:
         self._hello = bytes(masked)
         self._cutter = _Cutter()
 
+    def turn(self, exec_id: str) -> None:
+        """From now on it is about another execution."""
+        self._id = exec_id.encode("ascii").ljust(12, b"\0")
+
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Take bytes from the watcher; return what goes to the agent and what is answered from here.
 
@@ -105,18 +109,30 @@ class Downward:
 
     def __init__(self, exec_id: str) -> None:
         self._id = exec_id.encode("ascii").ljust(12, b"\0")
+        # The execution before, of which the agent may still have something to say.
+        self._before: bytes | None = None
         self._cutter = _Cutter()
+
+    def turn(self, exec_id: str) -> None:
+        """From now on it is about another execution."""
+        self._before, self._id = self._id, exec_id.encode("ascii").ljust(12, b"\0")
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the agent; return the whole frames for the watcher. Raises `FrameError` for what is not
         about this execution."""
         buffer, headers = self._cutter.cut(data)
+        late = []
         for header in headers:
             if header.type in _EVENTS and header.exec_id == self._id:
                 continue
             if header.type in _REPLIES and header.req:
                 continue
+            if header.type in _EVENTS and header.exec_id == self._before:
+                late.append(header)
+                continue
             raise FrameError(f"the agent sent a frame of type {header.type} that this watcher did not ask for")
+        if late:
+            return b"".join(buffer[header.start : header.end] for header in headers if header not in late)
         return buffer[: headers[-1].end] if headers else b""
 
 

@@ -32,11 +32,10 @@ class RemoteDoors:
 
     async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> int:
         """Start a command without watching it. See `hutch.runtime.box.LocalBox.launch`."""
-        env = options.pop("env", None)
-        body = ExecBody(id=exec_id, command=command, env=dict(env or {}), **options)
-        if len(dumps(body)) > MAX_PAYLOAD:
-            raise InvalidArgumentError("the command with its environment is too long")
-        unsure = False
+        return await self._launch(exec_body(exec_id, command, **options))
+
+    async def _launch(self, body: ExecBody, *, unsure: bool = False) -> int:
+        """``unsure``: it may have been started already."""
 
         async def attempt() -> Launched:
             nonlocal unsure
@@ -48,7 +47,7 @@ class RemoteDoors:
             except InvalidStateError:
                 if unsure:  # the first attempt was carried out after all
                     for execution in await self.executions():
-                        if execution.id == exec_id:
+                        if execution.id == body.id:
                             return Launched(pid=execution.pid)
                 raise
 
@@ -73,3 +72,12 @@ class RemoteDoors:
 
     async def _post(self, verb: str, body: object = None) -> None:
         await self._http.call("POST", f"{self.path}/{verb}", object, body)
+
+
+def exec_body(exec_id: str, command: tuple[str, ...], **options: Any) -> ExecBody:
+    """What starts a command. Raises `InvalidArgumentError` for one that is too long."""
+    env = options.pop("env", None)
+    body = ExecBody(id=exec_id, command=command, env=dict(env or {}), **options)
+    if len(dumps(body)) > MAX_PAYLOAD:
+        raise InvalidArgumentError("the command with its environment is too long")
+    return body

@@ -86,6 +86,14 @@ class ExecBody(Body, frozen=True, kw_only=True):
     path: str = ""
 
 
+class NextBody(Body, frozen=True, kw_only=True):
+    """A text message on a relay whose execution has ended: start another command of the box, and relay that one, to
+    the watcher with this name. The answer, a text message too, is `Launched` or the error envelope."""
+
+    watcher: str
+    exec: ExecBody
+
+
 class Launched(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to ``POST …/exec``."""
 

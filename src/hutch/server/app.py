@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from fastapi import FastAPI
 
@@ -18,7 +19,7 @@ from hutch.server.service import Service
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from hutch.sdk.base import Runtime
     from hutch.server.settings import ServerSettings
@@ -78,6 +79,21 @@ class Use:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket") and (match := _USES.match(scope["path"])) is not None:
-            with contextlib.suppress(HutchError):  # it will be told by what was asked for
-                await self._service.box_for_use(match[1] or match[2])
+            key = match[1] or match[2]
+            await self._use(key)
+            if scope["type"] == "websocket":
+                receive = self._using(key, receive)
         await self._app(scope, receive, send)
+
+    def _using(self, key: str, receive: Receive) -> Receive:
+        async def using() -> Message:
+            message = await receive()
+            if message.get("text") is not None:  # another command is to be started
+                await self._use(key)
+            return message
+
+        return using
+
+    async def _use(self, key: str) -> None:
+        with contextlib.suppress(HutchError):  # it will be told by what was asked for
+            await self._service.box_for_use(unquote(key))

@@ -90,6 +90,18 @@ def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info
     ]
 
 
+async def launch(box: Host, body: wire.ExecBody) -> wire.Launched:
+    """Start a command without watching it."""
+    options: dict[str, Any] = {
+        name: getattr(body, name) for name in body.__struct_fields__ if name not in ("id", "command", "file_op")
+    }
+    try:
+        options["file_op"] = None if body.file_op is None else FileOp(body.file_op)
+    except ValueError:
+        raise InvalidArgumentError(f"file_op {body.file_op} is not a file operation") from None
+    return wire.Launched(pid=await box.launch(body.id, body.command, **options))
+
+
 class _Extra:
     def __init__(self, backend: Runtime, on_created: Callable[[BoxInfo], None]) -> None:
         self._backend = backend
@@ -174,16 +186,7 @@ class _Extra:
         return await (await self._box(call)).executions()
 
     async def exec(self, call: Call) -> object:
-        body = wire.loads(call.body, wire.ExecBody)
-        options: dict[str, Any] = {
-            name: getattr(body, name) for name in body.__struct_fields__ if name not in ("id", "command", "file_op")
-        }
-        try:
-            options["file_op"] = None if body.file_op is None else FileOp(body.file_op)
-        except ValueError:
-            raise InvalidArgumentError(f"file_op {body.file_op} is not a file operation") from None
-        pid = await (await self._box(call)).launch(body.id, body.command, **options)
-        return wire.Launched(pid=pid)
+        return await launch(await self._box(call), wire.loads(call.body, wire.ExecBody))
 
     async def signal(self, call: Call) -> object:
         signum = wire.loads(call.body, wire.SignalBody).signal

@@ -27,7 +27,7 @@ from hutch.errors import (
     UnauthenticatedError,
     UpstreamUnavailableError,
 )
-from hutch.sdk.remote_wire import error_body
+from hutch.sdk.remote_wire import NextBody, dumps, error_body, loads
 from hutch.server import extra
 
 if TYPE_CHECKING:
@@ -43,9 +43,12 @@ _READ = 512 * 1024
 _HELLO_SECONDS = 10.0
 _REPLACE_SECONDS = 5.0
 
+# What a watcher's connection is found by: its box, its execution, its own name.
+_Key = tuple[str, str, str]
+
 
 @runtime_checkable
-class Local(Protocol):
+class Local(extra.Host, Protocol):
     """A box of this machine: its agent is a socket away."""
 
     async def connect_agent(self, exec_id: str) -> socket.socket: ...
@@ -68,8 +71,7 @@ def routes(backend: Runtime, on_created: Callable[[BoxInfo], None] = lambda info
 class _Relay:
     def __init__(self, backend: Runtime) -> None:
         self._backend = backend
-        # The connection of each watcher: (to cancel it, set once it is gone).
-        self._watchers: dict[tuple[str, str, str], tuple[anyio.CancelScope, anyio.Event]] = {}
+        self._places: dict[_Key, _Place] = {}
 
     async def serve(self, ws: WebSocket) -> None:
         """Serve one watcher."""
@@ -80,7 +82,7 @@ class _Relay:
             if SUBPROTOCOL not in ws.scope["subprotocols"]:
                 raise InvalidArgumentError(f"the relay speaks the WebSocket sub-protocol {SUBPROTOCOL}; offer it")
             box = await self._backend.get(unquote(ws.path_params["box"]))
-            async with self._alone((box.id, exec_id, watcher) if watcher else None):
+            async with self._alone((box.id, exec_id, watcher) if watcher else None) as place:
                 if isinstance(box, Remote) and reading:
                     raise PermissionDeniedError("this key may only read, and cannot watch from here")
                 if isinstance(box, Remote):
@@ -91,36 +93,105 @@ class _Relay:
                     with await box.connect_agent(exec_id) as sock:
                         hello = await _greet(sock)
                         await ws.accept(subprotocol=SUBPROTOCOL)
-                        await _both(
-                            ws,
-                            _agent_down(ws, sock, Downward(exec_id)),
-                            _agent_up(ws, sock, Upward(exec_id, hello, reading=reading)),
-                        )
+                        line = _Line(ws, sock, box, exec_id, hello, place, reading=reading)
+                        await _both(ws, line.down(), line.up())
                         await _hand_over(sock)
         except HutchError as error:
             await _refuse(ws, error)
 
     @contextlib.asynccontextmanager
-    async def _alone(self, key: tuple[str, str, str] | None) -> AsyncIterator[None]:
+    async def _alone(self, key: _Key | None) -> AsyncIterator[_Place]:
         """Be this watcher's only connection. An earlier one, whose loss was not noticed here, would hold its
         unacknowledged output, and might still bring input."""
-        if key is None:
-            yield
-            return
-        while (other := self._watchers.get(key)) is not None:
-            other[0].cancel()
+        while key is not None and (other := self._places.get(key)) is not None:
+            other.scope.cancel()
             with anyio.move_on_after(_REPLACE_SECONDS) as patience:
-                await other[1].wait()
+                await other.gone.wait()
             if patience.cancelled_caught:
                 raise UpstreamUnavailableError("the watcher's earlier connection has not come to its end yet")
-        gone = anyio.Event()
+        place = _Place(self._places)
         try:
-            with anyio.CancelScope() as scope:
-                self._watchers[key] = scope, gone
-                yield
+            with place.scope:
+                place.move(key)
+                yield place
         finally:
-            del self._watchers[key]
-            gone.set()
+            place.move(None)
+            place.gone.set()
+
+
+class _Place:
+    """A watcher's connection, where the next one of the same watcher finds it."""
+
+    def __init__(self, places: dict[_Key, _Place]) -> None:
+        self.scope = anyio.CancelScope()
+        self.gone = anyio.Event()
+        self._places = places
+        self._key: _Key | None = None
+
+    def move(self, key: _Key | None) -> None:
+        """Be found by another key."""
+        if self._key is not None and self._places.get(self._key) is self:
+            del self._places[self._key]
+        self._key = key
+        if key is not None:
+            self._places[key] = self
+
+
+class _Line:
+    """Between a watcher's WebSocket and its connection to the agent."""
+
+    def __init__(
+        self,
+        ws: WebSocket,
+        sock: socket.socket,
+        box: Local,
+        exec_id: str,
+        hello: bytes,
+        place: _Place,
+        *,
+        reading: bool,
+    ) -> None:
+        self._ws = ws
+        self._sock = sock
+        self._box = box
+        self._place = place
+        self._reading = reading
+        self._upward = Upward(exec_id, hello, reading=reading)
+        self._downward = Downward(exec_id)
+        self._loop = asyncio.get_running_loop()
+
+    async def down(self) -> None:
+        """From the agent to the watcher."""
+        while data := await self._loop.sock_recv(self._sock, _READ):
+            if frames := self._downward.feed(data):
+                await self._ws.send_bytes(frames)
+
+    async def up(self) -> None:
+        """From the watcher to the agent."""
+        while True:
+            message = await _receive(self._ws)
+            if isinstance(message, str):
+                await self._ws.send_text(dumps(await self._next(message)).decode())
+                continue
+            onward, answers = self._upward.feed(message)
+            if onward:
+                await self._loop.sock_sendall(self._sock, onward)
+            if answers:
+                await self._ws.send_bytes(answers)
+
+    async def _next(self, message: str) -> object:
+        """Start the watcher's next command and relay that one."""
+        try:
+            if self._reading:
+                raise PermissionDeniedError("this key may only read, and cannot start a command")
+            body = loads(message.encode(), NextBody)
+            launched = await extra.launch(self._box, body.exec)
+        except HutchError as error:
+            return error_body(error)
+        self._upward.turn(body.exec.id)
+        self._downward.turn(body.exec.id)
+        self._place.move((self._box.id, body.exec.id, body.watcher[:64]))
+        return launched
 
 
 async def _next_relay(box: Remote, exec_id: str, watcher: str) -> RemoteLink:
@@ -145,35 +216,22 @@ async def _both(ws: WebSocket, down: object, up: object) -> None:
         await ws.close()
 
 
-async def _receive(ws: WebSocket) -> bytes:
+async def _receive(ws: WebSocket) -> bytes | str:
     """The next message. Raises `WebSocketDisconnect` at the end, and for a peer that is silent."""
     with anyio.move_on_after(SILENCE):
         message = await ws.receive()
-        if message["type"] == "websocket.receive" and message.get("bytes") is not None:
-            return bytes(message["bytes"])
+        if message["type"] == "websocket.receive":
+            data = message.get("bytes")
+            return str(message["text"]) if data is None else bytes(data)
     raise WebSocketDisconnect(1002)
-
-
-async def _agent_down(ws: WebSocket, sock: socket.socket, gate: Downward) -> None:
-    loop = asyncio.get_running_loop()
-    while data := await loop.sock_recv(sock, _READ):
-        if frames := gate.feed(data):
-            await ws.send_bytes(frames)
-
-
-async def _agent_up(ws: WebSocket, sock: socket.socket, gate: Upward) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        onward, answers = gate.feed(await _receive(ws))
-        if onward:
-            await loop.sock_sendall(sock, onward)
-        if answers:
-            await ws.send_bytes(answers)
 
 
 async def _link_down(ws: WebSocket, link: RemoteLink) -> None:
     while message := await link.receive():
-        await ws.send_bytes(message)
+        if isinstance(message, str):
+            await ws.send_text(message)
+        else:
+            await ws.send_bytes(message)
 
 
 async def _link_up(ws: WebSocket, link: RemoteLink) -> None:
