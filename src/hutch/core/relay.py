@@ -57,14 +57,14 @@ class _Cutter:
     """Cuts a byte stream into frames without copying their payloads; keeps at most one incomplete frame."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._rest = b""
 
     def cut(self, data: bytes) -> tuple[bytes, list[_Header]]:
         """Return a buffer and the whole frames in it. Raises `FrameError`."""
-        buffer = bytes(self._rest + data) if self._rest else data
+        buffer = b"".join((self._rest, data)) if self._rest else data
         headers = list(_headers(buffer))
         end = headers[-1].end if headers else 0
-        self._rest = bytearray(buffer[end:])
+        self._rest = buffer[end:]
         return buffer, headers
 
 
@@ -117,7 +117,7 @@ class Downward:
         """From now on it is about another execution."""
         self._before, self._id = self._id, exec_id.encode("ascii").ljust(12, b"\0")
 
-    def feed(self, data: bytes) -> bytes:
+    def feed(self, data: bytes) -> bytes | memoryview:
         """Take bytes from the agent; return the whole frames for the watcher. Raises `FrameError` for what is not
         about this execution."""
         buffer, headers = self._cutter.cut(data)
@@ -133,7 +133,7 @@ class Downward:
             raise FrameError(f"the agent sent a frame of type {header.type} that this watcher did not ask for")
         if late:
             return b"".join(buffer[header.start : header.end] for header in headers if header not in late)
-        return buffer[: headers[-1].end] if headers else b""
+        return memoryview(buffer)[: headers[-1].end] if headers else b""
 
 
 def _headers(buffer: bytes) -> Iterator[_Header]:

@@ -76,11 +76,11 @@ class RemoteChannel(Channel):
         if self._launched is not None and not self._launched.done():
             self._launched.set_exception(ConnectionFailed("the connection to the server was lost"))
 
-    def _on_message(self, message: bytes | str) -> None:
+    def _on_message(self, message: bytes | bytearray | str) -> None:
         self._heard = self._loop.time()
         if self.closed:
             return
-        if isinstance(message, bytes):
+        if not isinstance(message, str):
             self._received(message)
         elif self._launched is not None and not self._launched.done():
             self._launched.set_result(message)

@@ -43,10 +43,10 @@ class WebSocket(asyncio.Protocol):
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writable = asyncio.Event()
         self._writable.set()
-        self._fragments: list[bytes] = []
+        self._fragments: list[bytes | bytearray] = []
         self._is_text = False
         self.closed = False
-        self.on_message: Callable[[bytes | str], None] = lambda message: None
+        self.on_message: Callable[[bytes | bytearray | str], None] = lambda message: None
         self.on_lost: Callable[[], None] = lambda: None
 
     @classmethod
@@ -154,9 +154,10 @@ class WebSocket(asyncio.Protocol):
             elif isinstance(event, Frame) and event.opcode in _DATA and not self.closed:
                 if event.opcode is not Opcode.CONT:
                     self._is_text = event.opcode is Opcode.TEXT
-                self._fragments.append(bytes(event.data))
+                self._fragments.append(event.data)  # type: ignore[arg-type]  # it is never a view here
                 if event.fin:
-                    message, self._fragments = b"".join(self._fragments), []
+                    fragments, self._fragments = self._fragments, []
+                    message = fragments[0] if len(fragments) == 1 else b"".join(fragments)
                     self.on_message(message.decode("utf-8", "replace") if self._is_text else message)
         if not self.closed:
             self._flush()

@@ -56,7 +56,7 @@ class WatchedBox(RemoteDoors):
         self.name = info.name
         self._runtime = runtime
         self._executions: set[LocalExecution] = set()
-        self._lines = Lines()
+        self.lines = Lines()
 
     async def info(self) -> BoxInfo:
         """Return the record and the state of the box."""
@@ -66,26 +66,24 @@ class WatchedBox(RemoteDoors):
         """End every wait."""
         for execution in list(self._executions):
             execution.runtime_closed()
-        self._lines.close()
+        self.lines.close()
 
     async def _start_watched(self, body: ExecBody, **options: Any) -> RemoteExecution:
         """Start a command and watch it: on a connection that an earlier command has left, or on a new one."""
         watcher = new_id()
-        channel = self._lines.take()
-        unsure = False
-        try:
-            if channel is not None:
-                try:
-                    pid = (await channel.launch(NextBody(watcher=watcher, exec=body))).pid
-                    return await self._watch(body.id, pid=pid, watcher=watcher, channel=channel, **options)
-                except ConnectionFailed:
-                    unsure = True
-        except HutchError:
-            assert channel is not None
-            self._lines.give(channel)
-            raise
-        pid = await self._launch(body, unsure=unsure)
-        return await self._watch(body.id, pid=pid, watcher=watcher, **options)
+        if (channel := self.lines.take()) is not None:
+            try:
+                pid = (await channel.launch(NextBody(watcher=watcher, exec=body))).pid
+            except ConnectionFailed:  # it may have been started all the same
+                pid = await self._launch(body, unsure=True)
+                channel = None
+            except HutchError:
+                if not self.lines.give(channel):
+                    channel.close()
+                raise
+        else:
+            pid = await self._launch(body)
+        return await self._watch(body.id, pid=pid, watcher=watcher, channel=channel, **options)
 
     async def _watch(
         self,
@@ -148,7 +146,7 @@ class WatchedBox(RemoteDoors):
         channel = execution.leave_channel()
         if channel is None:
             execution.close_channel()
-        elif not self._lines.give(channel):
+        elif not self.lines.give(channel):
             channel.close()
 
     async def _probe(self) -> list[ExecInfo]:

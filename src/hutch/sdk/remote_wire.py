@@ -32,6 +32,11 @@ _BY_STATUS: Mapping[int, type[HutchError]] = {
 }
 
 
+class ConnectionFailed(UpstreamUnavailableError):
+    """There was no answer: the request may or may not have been carried out. It may be the next server on the way that
+    did not answer: its errors keep this name."""
+
+
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The base of request bodies."""
 
@@ -166,6 +171,8 @@ def error_from(status: int, data: bytes) -> HutchError:
 def error_from_body(body: Mapping[str, Any]) -> HutchError:
     """The error that the inner object of an envelope stands for."""
     kind, message = by_code(str(body["code"])), str(body["message"])
+    if body.get("type") == ConnectionFailed.__name__:
+        return ConnectionFailed(message)
     details = body.get("details")
     if issubclass(kind, ExecError) and isinstance(details, dict):
         command = tuple(map(str, details.get("command", ())))

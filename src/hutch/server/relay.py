@@ -164,7 +164,7 @@ class _Line:
         """From the agent to the watcher."""
         while data := await self._loop.sock_recv(self._sock, _READ):
             if frames := self._downward.feed(data):
-                await self._ws.send_bytes(frames)
+                await self._ws.send_bytes(frames)  # type: ignore[arg-type]  # a view is as good
 
     async def up(self) -> None:
         """From the watcher to the agent."""
@@ -231,7 +231,7 @@ async def _link_down(ws: WebSocket, link: RemoteLink) -> None:
         if isinstance(message, str):
             await ws.send_text(message)
         else:
-            await ws.send_bytes(message)
+            await ws.send_bytes(message)  # type: ignore[arg-type]  # a bytearray is as good
 
 
 async def _link_up(ws: WebSocket, link: RemoteLink) -> None:
