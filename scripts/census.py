@@ -26,7 +26,7 @@ import hutch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hutch.sdk import Box
+    from hutch.sdk.base import Box
 
 PARALLEL = 8
 HANG_SECONDS = 60.0

@@ -2,9 +2,9 @@
 
 usage: chain_census.py [--count N] [--seed N]
 
-API and runner are processes of their own; a fault proxy stands before each. Of the connections four in five are cut or
-reset, each at a byte of its own, and some are slow or pass a few bytes at a time. No command may fail, hang, be run twice, or lose,
-cross or double a byte, and none of its results may say that it is incomplete.
+API and runner are processes of their own; a fault proxy stands before each. Of the connections half are cut or reset,
+each at a byte of its own, all may be cut at any moment, and some are slow or pass a few bytes at a time. No command may
+fail, hang, be run twice, or lose, cross or double a byte, and none of its results may say that it is incomplete.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import hutch
 from census import census, report
 from tests.e2e.fleet import KEY, Chain
-from tests.remote.faultproxy import Fault
+from tests.remote.faultproxy import Fault, FaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 IMAGE = "busybox"
 # Of the connections so many break, and of these so many within a kilobyte: in a request, an answer, a handshake.
-SHARE, EARLY = 0.85, 0.15
+SHARE, EARLY = 0.5, 0.15
+CUTS_PER_SECOND = 10.0
 
 
 def bad_network(seed: int) -> Callable[[], Fault]:
@@ -41,17 +42,24 @@ def bad_network(seed: int) -> Callable[[], Fault]:
     def choose() -> Fault:
         at = None
         if chance.random() < SHARE:
-            at = int(1000 ** chance.random()) if chance.random() < EARLY else int(1000 * 60 ** chance.random())
+            at = int(1000 ** chance.random()) if chance.random() < EARLY else int(1000 * 300 ** chance.random())
         upwards = chance.random() < 0.2
         return Fault(
             kind=chance.choice(["cut", "reset"]),
             after=None if upwards else at,
-            taken=at if upwards else None,
+            taken=None if at is None or not upwards else at // 8,
             slice=chance.choice([100, *[1 << 16] * 40]),
             latency=chance.choice([0.002, *[0.0] * 10]),
         )
 
     return choose
+
+
+async def cut_at_any_moment(proxy: FaultProxy, chance: random.Random) -> None:
+    """Cut now this connection, now that one."""
+    while True:
+        await anyio.sleep(chance.expovariate(CUTS_PER_SECOND))
+        proxy.cut_one(chance)
 
 
 async def main(count: int, seed: int) -> int:
@@ -67,7 +75,11 @@ async def main(count: int, seed: int) -> int:
             await box.start()
             chain.front.choose, chain.back.choose = bad_network(seed), bad_network(seed + 1)
             started = time.monotonic()
-            failures = await census(box, count)
+            async with anyio.create_task_group() as tasks:
+                for proxy in (chain.front, chain.back):
+                    tasks.start_soon(cut_at_any_moment, proxy, random.Random(seed))
+                failures = await census(box, count)
+                tasks.cancel_scope.cancel()
             seconds = time.monotonic() - started
             chain.front.choose = chain.back.choose = Fault
             await box.remove(force=True)

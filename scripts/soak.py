@@ -35,6 +35,7 @@ from websockets.exceptions import ConnectionClosed
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import hutch
+from hutch.errors import HutchError, NotFoundError, UpstreamUnavailableError
 from tests.e2e.fleet import KEY, Chain, joined
 from tests.remote.faultproxy import Fault, random_cuts
 
@@ -160,7 +161,7 @@ class Soak:
                 self.done[name] += 1
             except TimeoutError:
                 self.wrong.append(f"{name}: hung at {self.at:.0f} s")
-            except (hutch.HutchError, httpx2.HTTPError, OSError) as error:
+            except (HutchError, httpx2.HTTPError, OSError) as error:
                 self.refused[f"{name}: {type(error).__name__}"] += 1
                 # Once nobody is killed any more, only what is made once may fail, with the connection that it is on.
                 if self.at > self.killing + 10 and name not in ("box", "plain"):
@@ -201,10 +202,11 @@ class Soak:
     async def _remove(self, box_id: str) -> None:
         while True:
             try:
-                return await self.runtime.remove(box_id, force=True)
-            except hutch.NotFoundError:
+                await self.runtime.remove(box_id, force=True)
                 return
-            except hutch.HutchError:  # lost with its connection: once more
+            except NotFoundError:
+                return
+            except HutchError:  # lost with its connection: once more
                 await anyio.sleep(0.2)
 
     async def _plain(self, box: RemoteBox) -> None:
@@ -215,7 +217,7 @@ class Soak:
             body = {"command": "head", "args": ["-c", "50000", "/numbers"]}
             answer = await http.post(f"{path}/exec", json=body)
             if answer.status_code != 201:
-                raise hutch.UpstreamUnavailableError(answer.text)
+                raise UpstreamUnavailableError(answer.text)
             url = f"{self.chain.api.url.replace('http', 'ws')}{path}/executions/{answer.json()['execution_id']}/attach"
             exit_code = None
             try:
@@ -229,7 +231,7 @@ class Soak:
             except ConnectionClosed:
                 pass
         if exit_code is None:
-            raise hutch.UpstreamUnavailableError("the connection was lost")
+            raise UpstreamUnavailableError("the connection was lost")
         self._check("plain", bytes(found), NUMBERS[:50_000])
 
     async def _kill(self) -> None:
@@ -239,7 +241,7 @@ class Soak:
                 await anyio.to_thread.run_sync(self._kill_and_start, process)
                 self.done["kill"] += 1
                 async with hutch.Runtime.connect(self.chain.api.url, KEY) as direct:
-                    with contextlib.suppress(hutch.HutchError, TimeoutError):
+                    with contextlib.suppress(HutchError, TimeoutError):
                         await joined(direct)
 
     def _kill_and_start(self, process: Process) -> None:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from bench.peers.docker_api import DockerApi
     from bench.samples import Subject
     from bench.stage import Stage
-    from hutch.sdk import Box
+    from hutch.sdk.base import Box, Runtime
 
 _BLOCK = 1 << 16
 _DOCKER = "docker API"
-_READY = "Hutch serves on "
+_READY = b"Hutch serves on "
 
 
 async def measure(stage: Stage) -> list[Row]:
@@ -56,16 +56,14 @@ async def measure(stage: Stage) -> list[Row]:
 async def _server(stage: Stage) -> AsyncIterator[str]:
     """API and runner in one process, on the home of the run."""
     argv = [sys.executable, "-m", "hutch", "--home", str(stage.folder / "home"), "serve", "--port", "0"]
-    process = await stage.on_thread(
-        lambda: subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    )
+    process = await stage.on_thread(lambda: subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE))
     with process:
         assert process.stdout is not None
         try:
             line = await anyio.to_thread.run_sync(process.stdout.readline)
             if not line.startswith(_READY):
-                raise RuntimeError(f"the server did not start: {line}")
-            yield line.split()[-1]
+                raise RuntimeError(f"the server did not start: {line!r}")
+            yield line.split()[-1].decode()
         finally:
             end_process(process)
 
@@ -116,8 +114,8 @@ async def _streams(stage: Stage, near_box: Box, far_box: Box, api: DockerApi | N
     return compare(what, outcomes.pop("rest"), outcomes | _missing(api), goals)
 
 
-async def _starts(stage: Stage, far: hutch.Runtime, api: DockerApi | None) -> list[Row]:
-    async def over(runtime: hutch.Runtime) -> float:
+async def _starts(stage: Stage, far: Runtime, api: DockerApi | None) -> list[Row]:
+    async def over(runtime: Runtime) -> float:
         began = time.perf_counter()
         box = await runtime.create(stage.image)
         await box.run("true")

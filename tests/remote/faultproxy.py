@@ -63,6 +63,12 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def cut_one(self, chance: random.Random) -> None:
+        """Cut one of the connections now."""
+        if self._connections:
+            self._end(chance.choice(list(self._connections)), "reset")
+            self.faults += 1
+
     def cut_all(self) -> None:
         """Cut every connection now."""
         for pair in list(self._connections):
@@ -135,6 +141,8 @@ class FaultProxy:
                 watch(data)
                 if fault.latency:
                     await asyncio.sleep(fault.latency)
+                if writer.transport.is_closing():
+                    return False
                 writer.write(data)
                 await writer.drain()
             except OSError:

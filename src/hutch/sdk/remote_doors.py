@@ -45,11 +45,12 @@ class RemoteDoors:
                 unsure = True
                 raise
             except InvalidStateError:
-                if unsure:  # the first attempt was carried out after all
-                    for execution in await self.executions():
-                        if execution.id == body.id:
-                            return Launched(pid=execution.pid)
-                raise
+                if not unsure:
+                    raise
+                for execution in await self.executions():
+                    if execution.id == body.id:  # an earlier attempt was carried out after all
+                        return Launched(pid=execution.pid)
+                raise ConnectionFailed(f"execution {body.id} of box {self.id} is still being started") from None
 
         launched: Launched = await self._http.repeat(attempt)
         return launched.pid

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -85,7 +86,7 @@ def route(method: str, path: str, handler: Handler, *, upload: bool = False, las
                 body = await _read(request)
             call = Call(request, body, file)
             task = asyncio.ensure_future(_guarded(handler, call))
-            task.add_done_callback(lambda _: _remove(folder))
+            task.add_done_callback(functools.partial(_done, folder))
             started = True
             return await _answer(request, call, task, lasting=lasting)
         except HutchError as error:
@@ -163,6 +164,12 @@ async def _save(request: Request, path: Path) -> None:
     with path.open("wb") as file:
         async for piece in request.stream():
             await anyio.to_thread.run_sync(file.write, piece)
+
+
+def _done(folder: str | None, task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # whose client has gone away fails for nobody
+    _remove(folder)
 
 
 def _remove(folder: str | None) -> None:
