@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio
 import httpx2
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -161,7 +161,7 @@ class Soak:
                 self.done[name] += 1
             except TimeoutError:
                 self.wrong.append(f"{name}: hung at {self.at:.0f} s")
-            except (HutchError, httpx2.HTTPError, OSError) as error:
+            except (HutchError, httpx2.HTTPError, WebSocketException, OSError) as error:
                 self.refused[f"{name}: {type(error).__name__}"] += 1
                 # Once nobody is killed any more, only what is made once may fail, with the connection that it is on.
                 if self.at > self.killing + 10 and name not in ("box", "plain"):

@@ -9,6 +9,8 @@ import pytest
 from hutch.runtime.home import new_id
 from hutch.sdk.remote import RemoteRuntime
 from hutch.sdk.remote_channel import RemoteChannel
+from hutch.sdk.remote_doors import exec_body
+from hutch.sdk.remote_wire import NextBody
 from tests.remote.conftest import TOKEN
 from tests.remote.faultproxy import FaultProxy
 from tests.remote.test_faults import numbers
@@ -44,6 +46,17 @@ async def test_3_1_the_same_watcher_again_ends_its_earlier_connection(runtime: R
     assert not other.closed and not second.closed
     for channel in (other, second):
         channel.close()
+
+
+async def test_3_1_the_same_watcher_again_ends_its_line(runtime: RemoteRuntime, box: RemoteBox) -> None:
+    """Also when its command is a further one on its connection."""
+    done, watcher, further = await box.exec("true"), new_id(), new_id()
+    line = await RemoteChannel.open(runtime.http, box.id, done.id, new_id())
+    await line.launch(NextBody(watcher=watcher, exec=exec_body(further, ("sleep", "60"))))
+    again = await RemoteChannel.open(runtime.http, box.id, further, watcher)
+    await until(lambda: line.closed, 5)
+    assert not again.closed
+    again.close()
 
 
 @pytest.mark.parametrize("words", [b"the-last-words", b"\n9999\n"])
