@@ -1,4 +1,4 @@
-"""How long a server keeps what has ended, with times that a test can wait for."""
+"""How long a server keeps what has ended, and waits for what is slow, with times that a test can wait for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
+import anyio.abc
 import httpx2
 import pytest
 from websockets.asyncio.client import connect
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
-KEPT, OWED = 1.5, 1.0
+KEPT, OWED, HEAD = 1.5, 1.0, 1.0
 
 
 @pytest.fixture
 async def http(tmp_path: Path, images: Path) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of a server in this process that keeps things for a short time."""
     home = make_home(tmp_path, images)
-    settings = ServerSettings(state=home / "server", keep_finished_seconds=KEPT, owed_seconds=OWED)
+    settings = ServerSettings(state=home / "server", keep_finished_seconds=KEPT, owed_seconds=OWED, header_seconds=HEAD)
     with listen("127.0.0.1", 0) as sock:
         async with LocalRuntime(home) as runtime, anyio.create_task_group() as tasks:
             server = make_server(make_app(runtime, settings), settings)
@@ -79,3 +79,29 @@ async def test_3_5_what_is_owed_is_not_owed_for_ever(http: httpx2.AsyncClient) -
     await anyio.sleep(0.3)
     socket.transport.abort()
     assert OWED * 0.8 <= await ended(http, path) <= OWED + 5
+
+
+async def test_heads_that_trickle_in_are_cut_off(http: httpx2.AsyncClient) -> None:
+    """And hold nobody up meanwhile."""
+    port = http.base_url.port
+    streams = [await anyio.connect_tcp("127.0.0.1", port or 80) for _ in range(100)]
+    cut = 0
+
+    async def trickle(stream: anyio.abc.SocketStream) -> None:
+        nonlocal cut
+        async with stream:
+            try:
+                await stream.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-A: ")
+                while True:
+                    await stream.send(b"a")
+                    await anyio.sleep(0.1)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                cut += 1
+
+    with anyio.fail_after(HEAD + 15):
+        async with anyio.create_task_group() as tasks:
+            for stream in streams:
+                tasks.start_soon(trickle, stream)
+            for _ in range(5):
+                assert (await http.get("/health", timeout=3)).status_code == 200
+    assert cut == len(streams)

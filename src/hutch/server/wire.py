@@ -224,6 +224,17 @@ class ReceiptedWebSocket(WebSocketsSansIOProtocol):
         self.transport.write(struct.pack("!BBQ", 0x80 | Opcode.BINARY, 127, len(data)))
         self.transport.write(data)
 
+    def send_receive_event_to_app(self) -> None:
+        """As its base does, which fills the log with traces of text that is none."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
     def handle_pong(self, event: Frame) -> None:
         payload = bytes(event.data)
         self.receipts.received(payload)
