@@ -12,7 +12,7 @@ from hutch.sdk.remote_channel import RemoteChannel
 from hutch.sdk.remote_doors import exec_body
 from hutch.sdk.remote_wire import NextBody
 from tests.remote.conftest import TOKEN
-from tests.remote.faultproxy import FaultProxy
+from tests.remote.faultproxy import Fault, FaultProxy
 from tests.remote.test_faults import numbers
 from tests.runtime.helpers import Sink, in_time, sh, until
 
@@ -57,6 +57,23 @@ async def test_3_1_the_same_watcher_again_ends_its_line(runtime: RemoteRuntime, 
     await until(lambda: line.closed, 5)
     assert not again.closed
     again.close()
+
+
+async def test_3_1_much_that_was_on_its_way_comes_again(server: Process, box: RemoteBox) -> None:
+    """On a slow connection more can be on its way than the box keeps; what it lets go must have arrived."""
+    slow = [Fault(), Fault(kind="reset", after=2_000_000, latency=0.01)]
+    async with (
+        FaultProxy(server.port, lambda: slow.pop(0) if armed and slow else Fault()) as proxy,
+        RemoteRuntime(proxy.url, TOKEN) as far,
+    ):
+        armed = False
+        far_box = await far.get(box.id)
+        armed = True
+        proxy.cut_all()
+        with in_time(30):
+            result = await far_box.run(*sh("seq 1 1000000; exit 7"))
+        assert proxy.faults == 1
+        assert (result.stdout, result.exit_code, result.truncated) == (numbers(1_000_000), 7, False)
 
 
 @pytest.mark.parametrize("words", [b"the-last-words", b"\n9999\n"])

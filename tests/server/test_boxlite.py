@@ -34,6 +34,8 @@ CASES = (
     "sync_simple_box",
     "cut_before_exit",
     "cut_before_output",
+    "census",
+    "census_with_cuts",
 )
 
 
