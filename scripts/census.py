@@ -24,7 +24,7 @@ import anyio
 import hutch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from hutch.sdk.base import Box
 
@@ -37,8 +37,8 @@ SIZES = (0, 1, 20, 20, 20, 20, 4096, 65536, 70000, 600_000)
 NUMBERS = b"".join(b"%d\n" % number for number in range(100_000))
 
 
-async def census(box: Box, count: int) -> list[str]:
-    """Run ``count`` executions; returns a line for each that deviates."""
+async def census(box: Box, count: int, disturb: Callable[[], None] = lambda: None) -> list[str]:
+    """Run ``count`` executions, each after a call of ``disturb``; returns a line for each that deviates."""
     failures: list[str] = []
     dice = random.Random(count)
     await box.files.write("/numbers", NUMBERS)
@@ -47,6 +47,7 @@ async def census(box: Box, count: int) -> list[str]:
         nonce = secrets.token_hex(8)
         # The output ends with the nonce and the process ends right after it: the moment at which bytes get lost.
         script = f"echo {number} >>/ran; head -c {size} /numbers; echo {nonce}; echo {nonce} >&2; exit {number % 200}"
+        disturb()
         try:
             with anyio.fail_after(HANG_SECONDS):
                 result = await box.run("/bin/sh", "-c", script)

@@ -10,6 +10,7 @@ fail, hang, be run twice, or lose, cross or double a byte, and none of its resul
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 import sys
 import tempfile
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import hutch
 from census import census, report
 from tests.e2e.fleet import KEY, Chain
-from tests.remote.faultproxy import Fault, FaultProxy
+from tests.remote.faultproxy import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 IMAGE = "busybox"
 # Of the connections so many break, and of these so many within a kilobyte: in a request, an answer, a handshake.
 SHARE, EARLY = 0.5, 0.15
-CUTS_PER_SECOND = 10.0
+# So many commands have a connection of each hop cut while they run.
+CUTS = 0.25
 
 
 def bad_network(seed: int) -> Callable[[], Fault]:
@@ -55,11 +57,17 @@ def bad_network(seed: int) -> Callable[[], Fault]:
     return choose
 
 
-async def cut_at_any_moment(proxy: FaultProxy, chance: random.Random) -> None:
-    """Cut now this connection, now that one."""
-    while True:
-        await anyio.sleep(chance.expovariate(CUTS_PER_SECOND))
-        proxy.cut_one(chance)
+def cutter(chain: Chain, seed: int) -> Callable[[], None]:
+    """Return what cuts now this connection, now that one, while a command runs."""
+    chance = random.Random(seed)
+    loop = asyncio.get_running_loop()
+
+    def disturb() -> None:
+        for proxy in (chain.front, chain.back):
+            if chance.random() < CUTS:
+                loop.call_later(0.05 * chance.random() ** 2, proxy.cut_one, chance)
+
+    return disturb
 
 
 async def main(count: int, seed: int) -> int:
@@ -75,11 +83,7 @@ async def main(count: int, seed: int) -> int:
             await box.start()
             chain.front.choose, chain.back.choose = bad_network(seed), bad_network(seed + 1)
             started = time.monotonic()
-            async with anyio.create_task_group() as tasks:
-                for proxy in (chain.front, chain.back):
-                    tasks.start_soon(cut_at_any_moment, proxy, random.Random(seed))
-                failures = await census(box, count)
-                tasks.cancel_scope.cancel()
+            failures = await census(box, count, cutter(chain, seed))
             seconds = time.monotonic() - started
             chain.front.choose = chain.back.choose = Fault
             await box.remove(force=True)
