@@ -6,7 +6,7 @@ BASE_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools make
 DEMO_PACKAGES := $(BASE_PACKAGES) mmdebstrap busybox-static nftables docker-registry skopeo umoci qemu-system-x86 e2fsprogs
 TEST_PACKAGES := $(DEMO_PACKAGES) clang libclang-rt-14-dev uidmap iproute2 zsh fish
 
-.PHONY: demo test lint unit agent-test fuzz two-sided census crash bench lock clean
+.PHONY: demo test lint unit agent-test fuzz two-sided census chain-census crash soak api-fuzz bench lock clean
 
 demo: ## set up, build two images, run a program in a box, show what happened
 	@scripts/setup.sh $(DEMO_PACKAGES)
@@ -37,6 +37,16 @@ two-sided: .venv/ready ## every promise has a mutation that its tests must catch
 
 census: .venv/ready ## 10 000 short executions, none may lose a byte
 	$(BIN)/python scripts/census.py
+
+chain-census: .venv/ready ## 5 000 executions over API and runner while both hops break; then with the published client
+	$(BIN)/python scripts/chain_census.py
+	$(BIN)/python scripts/published_census.py
+
+soak: .venv/ready ## 30 minutes of mixed load on API and runner: memory and descriptors stay flat
+	$(BIN)/python scripts/soak.py
+
+api-fuzz: .venv/ready ## every operation of the API with 1 000 made-up requests
+	HUTCH_EXAMPLES=1000 $(BIN)/python -m pytest tests/server/test_openapi.py --timeout=7200
 
 crash: .venv/ready ## 100 rounds of kill -9, nothing left, nothing lost
 	$(BIN)/python scripts/crash.py

@@ -176,7 +176,7 @@ void exec_begin(struct exec *exec)
     watch_started(exec);
     for (int i = 0; i < 2; i++) {
         if (!exec->out[i].watchers)
-            stream_hold(&exec->out[i], 0);
+            stream_hold(&exec->out[i], 0, 1);
         stream_update(&exec->out[i]);
     }
 }

@@ -92,7 +92,7 @@ bool exec_children_left(void);            /* any child, known or not */
 
 /* stream.c */
 void stream_init(struct stream *stream, struct exec *exec, uint8_t number, int fd);
-void stream_hold(struct stream *stream, uint64_t floor); /* keep what is above `floor` for the hold time */
+void stream_hold(struct stream *stream, uint64_t floor, unsigned times); /* keep what is above `floor` for so many hold times */
 void stream_unread(struct stream *stream);               /* nobody is going to read: drop from now on */
 void stream_update(struct stream *stream);               /* watchers, acknowledgements or the exit changed what may be read */
 void stream_exited(struct stream *stream);               /* the process was reaped: drain */

@@ -154,13 +154,13 @@ void stream_exited(struct stream *stream)
     stream_read(stream);
 }
 
-void stream_hold(struct stream *stream, uint64_t floor)
+void stream_hold(struct stream *stream, uint64_t floor, unsigned times)
 {
     if (!stream->open)
         return;
     stream->held = true;
     stream->floor = floor;
-    timer_set(&stream->hold, loop_now() + stream_hold_ms);
+    timer_set(&stream->hold, loop_now() + times * stream_hold_ms);
     stream_update(stream);
 }
 

@@ -12,6 +12,7 @@ enum {
     DATA_SIZE = 64 * 1024,       /* one DATA frame: fits a socket buffer a few times */
     LINE_DATA_SIZE = LINE_DATA_MAX - FRAME_HEADER - 8, /* over a VM's line: it goes in one write */
     CREDIT_BATCH = 16 * 1024,    /* stdin credit goes back in steps */
+    LOST_HOLDS = 7,              /* a watcher that was cut off tries to come back for a minute */
 };
 
 static void mark_ready(struct watcher *watcher)
@@ -79,7 +80,7 @@ static void detach_stream(struct watcher *watcher, int index, bool orderly)
     else if (orderly)
         stream_unread(stream);
     else
-        stream_hold(stream, cursor->acked);
+        stream_hold(stream, cursor->acked, LOST_HOLDS);
 }
 
 static void unlink_watcher(struct watcher *watcher)

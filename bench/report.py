@@ -17,6 +17,7 @@ _TITLES = {
     "exec": "Running a command",
     "create": "Making a box",
     "throughput": "Output",
+    "rest": "Over REST",
     "density": "Many boxes",
     "memory": "Memory",
     "pull": "Images",

@@ -18,6 +18,7 @@ from bench.peers.base import (
     timed,
     until,
 )
+from bench.peers.docker_api import DockerApi
 
 _READY_SECONDS = 60.0
 
@@ -74,6 +75,10 @@ class Docker:
         end_strays(self._folder)
         remove_cgroups(f"{CGROUP}-docker")
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def api(self) -> DockerApi:
+        """The daemon's API, and the container that runs, for who does without the client."""
+        return DockerApi(self._folder / "sock", "main", self._image)
 
     def exec_argv(self, *command: str) -> list[str]:
         """See `Peer.exec_argv`."""

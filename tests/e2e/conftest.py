@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hutch.sdk.remote import RemoteRuntime
-from tests.remote.processes import Process
+from tests.e2e.fleet import KEY, Chain, Fleet, api_process, joined, runner_process, shared_home
+from tests.remote.lines import Lines
 from tests.runtime.conftest import IMAGE, images
-from tests.runtime.helpers import in_time, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from hutch.sdk.remote_box import RemoteBox
+    from tests.remote.processes import Process
 
 __all__ = ["images"]
-
-KEY = "a-key-for-clients"
-JOIN = "a-token-for-runners"
-
-
-class Fleet:
-    """The processes, and the journals that the runners keep."""
-
-    def __init__(self, api: Process, runner: Process, home: Path) -> None:
-        self.api = api
-        self.runner = runner
-        self.homes = [home]
-        self.made: set[str] = set()
-
-    def journal(self) -> set[str]:
-        """The boxes that the runners say they made."""
-        paths = [home / "journal" for home in self.homes if (home / "journal").exists()]
-        return {json.loads(line)["box"] for path in paths for line in path.read_text().splitlines()}
-
-    def check_path(self) -> None:
-        """Fail when a box was made past the runner."""
-        bypassed = self.made - self.journal()
-        assert not bypassed, f"boxes that never passed the runner: {bypassed}"
 
 
 class Recording(RemoteRuntime):
@@ -57,25 +34,14 @@ class Recording(RemoteRuntime):
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """The runner's home, which shares the images."""
-    home = tmp_path_factory.mktemp("runner") / "home"
-    home.mkdir(mode=0o700)
-    (home / "images").symlink_to(images)
-    return home
+    return shared_home(tmp_path_factory.mktemp("runner"), images)
 
 
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """An API process on a fresh database; who kills it starts it again."""
-    database = tmp_path_factory.mktemp("api") / "fleet.db"
-    secrets = {"HUTCH_API_KEY": KEY, "HUTCH_JOIN_TOKEN": JOIN}
-    with Process("-m", "hutch", "serve", "api", "--database", database, "--port", "{port}", env=secrets) as process:
+    with api_process(tmp_path_factory.mktemp("api")) as process:
         yield process
-
-
-def runner_process(api: Process, home: Path) -> Process:
-    """A runner that joins the API."""
-    options = ("--join", api.url, "--home", home, "--port", "{port}")
-    return Process("-m", "hutch", "serve", "runner", *options, env={"HUTCH_JOIN_TOKEN": JOIN})
 
 
 @pytest.fixture(scope="session")
@@ -109,14 +75,12 @@ async def box(runtime: RemoteRuntime) -> RemoteBox:
     """A running box."""
     box = await runtime.create(IMAGE)
     await box.start()
+    box._lives = Lines(box)  # type: ignore[attr-defined]  # how the contract suite cuts connections
     return box
 
 
-async def joined(runtime: RemoteRuntime, count: int = 1) -> None:
-    """Wait until so many runners have joined."""
-
-    async def there() -> bool:
-        return (await runtime.info())["runners_alive"] == count
-
-    with in_time():
-        await until(there)
+@pytest.fixture
+async def chain(tmp_path: Path, images: Path) -> AsyncIterator[Chain]:
+    """A fleet of its own with a fault proxy in both hops."""
+    async with Chain(tmp_path, shared_home(tmp_path, images)) as chain:
+        yield chain

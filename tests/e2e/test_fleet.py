@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
+import httpx2
 import pytest
 
 from hutch.errors import (
@@ -26,7 +27,7 @@ from hutch.image.logins import Logins
 from hutch.runtime.runtime import LocalRuntime
 from hutch.sdk.remote import RemoteRuntime
 from hutch.types import BoxState
-from tests.e2e.conftest import KEY, Fleet, joined, runner_process
+from tests.e2e.fleet import KEY, Fleet, api_process, joined, runner_process
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import Sink, in_time, sh, until
 
@@ -156,6 +157,17 @@ async def test_without_a_runner_nothing_is_made_here(fleet: Fleet, runtime: Remo
         assert (await box.run("echo", "back")).stdout == b"back\n"
 
 
+async def test_without_a_runner_creation_is_503(tmp_path: Path) -> None:
+    """Nor does it fall back to the API's own machine, which has no home for boxes at all."""
+    with api_process(tmp_path) as api:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with httpx2.AsyncClient(base_url=api.url, headers=headers, timeout=20) as http:
+            answer = await http.post("/v1/boxes", json={"image": IMAGE})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+            assert (await http.get("/v1/boxes")).json()["boxes"] == []
+        assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"fleet"}
+
+
 async def test_the_runner_with_the_fewest_boxes_gets_the_next(
     fleet: Fleet, runtime: RemoteRuntime, tmp_path: Path, images: Path
 ) -> None:
@@ -163,12 +175,12 @@ async def test_the_runner_with_the_fewest_boxes_gets_the_next(
     second.mkdir(mode=0o700)
     (second / "images").symlink_to(images)
     with runner_process(fleet.api, second) as process:
+        fleet.homes.append(second)
         await joined(runtime, 2)
         for _ in range(4):
             await (await runtime.create(IMAGE)).start()
         other = Fleet(fleet.api, process, second).journal()
         assert len(other) == 2
-        fleet.homes.append(second)
         for info in await runtime.list():
             await runtime.remove(info.id, force=True)
 

@@ -1,4 +1,4 @@
-"""The long suites in short form; `make census` and `make crash` run them in full."""
+"""The long suites in short form; `make census`, `make chain-census`, `make crash` and `make soak` run them in full."""
 
 from __future__ import annotations
 
@@ -30,3 +30,14 @@ def test_census() -> None:
 @pytest.mark.timeout(240)
 def test_crash() -> None:
     assert run("crash.py", "--rounds", "15", seconds=200).startswith("15 rounds, 0 findings")
+
+
+@pytest.mark.timeout(150)
+def test_chain_census() -> None:
+    assert run("chain_census.py", "--count", "150", seconds=120).startswith("150 executions, 0 deviations")
+
+
+@pytest.mark.timeout(150)
+def test_soak() -> None:
+    """Too short to judge growth by; but nothing may be wrong, hang, or be left behind."""
+    assert "0 problems" in run("soak.py", "--minutes", "0.25", seconds=120)

@@ -19,28 +19,39 @@ READ = 64 * 1024
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """What happens to one connection. ``after``: bytes that come from the server before the fault takes place;
-    ``None``: none does. ``kind``: *cut* (a close), *reset* (RST), *stall* (nothing passes any more, both ways),
-    *half-open* (the server's side is closed, the client is not told)."""
+    """What happens to one connection. ``after`` and ``taken``: bytes that come from the server, or from the client,
+    before the fault takes place; ``None``: none does. ``kind``: *cut* (a close), *reset* (RST), *stall* (nothing passes
+    any more, both ways), *half-open* (the server's side is closed, the client is not told)."""
 
     kind: str = "cut"
     after: int | None = None
+    taken: int | None = None
     slice: int = READ
     latency: float = 0.0
 
 
 class FaultProxy:
-    """Listens on a port of its own in front of ``port``. ``choose`` gives the fault for each new connection."""
+    """Listens in front of ``port``, on ``listen`` or a port of its own. ``choose`` gives the fault for each new
+    connection; ``watch`` sees what the server says."""
 
-    def __init__(self, port: int, choose: Callable[[], Fault]) -> None:
+    def __init__(
+        self,
+        port: int,
+        choose: Callable[[], Fault] = Fault,
+        *,
+        listen: int = 0,
+        watch: Callable[[bytes], None] = lambda data: None,
+    ) -> None:
         self._port = port
-        self._choose = choose
+        self._listen = listen
+        self._watch = watch
+        self.choose = choose
         self._connections: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.faults = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=READ)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._listen, limit=READ)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
@@ -52,6 +63,12 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def cut_one(self, chance: random.Random) -> None:
+        """Cut one of the connections now."""
+        if self._connections:
+            self._end(chance.choice(list(self._connections)), "reset")
+            self.faults += 1
+
     def cut_all(self) -> None:
         """Cut every connection now."""
         for pair in list(self._connections):
@@ -61,25 +78,30 @@ class FaultProxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        fault = self._choose()
+        # Its end by the end of the proxy is in order; asyncio would report a cancelled handler as broken.
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._pass_on(reader, writer, self.choose())
+        self._tasks.discard(task)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault) -> None:
         try:
             other_reader, other_writer = await asyncio.open_connection("127.0.0.1", self._port, limit=READ)
         except OSError:
             writer.transport.abort()
-            self._tasks.discard(task)
             return
         pair = (writer, other_writer)
         self._connections.add(pair)
         try:
-            up = asyncio.ensure_future(self._pump(reader, other_writer, fault, None))
-            down = asyncio.ensure_future(self._pump(other_reader, writer, fault, fault.after))
+            up = asyncio.ensure_future(self._pump(reader, other_writer, fault, fault.taken))
+            down = asyncio.ensure_future(self._pump(other_reader, writer, fault, fault.after, self._watch))
             done, _ = await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
-            struck = down in done and not down.cancelled() and down.exception() is None and down.result()
+            struck = any(not side.cancelled() and side.exception() is None and side.result() for side in done)
             if struck:
                 self.faults += 1
             if struck and fault.kind in ("stall", "half-open"):
-                up.cancel()
-                await asyncio.gather(up, return_exceptions=True)
+                for side in (up, down):
+                    side.cancel()
+                await asyncio.gather(up, down, return_exceptions=True)
                 if fault.kind == "half-open":
                     other_writer.transport.abort()
                 await self._hold(reader)
@@ -91,7 +113,6 @@ class FaultProxy:
             self._connections.discard(pair)
             for end in pair:
                 end.transport.abort()
-            self._tasks.discard(task)
 
     async def _hold(self, reader: asyncio.StreamReader) -> None:
         """Keep the client's connection, as a dead peer does, until the client gives up."""
@@ -100,7 +121,12 @@ class FaultProxy:
                 pass
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, fault: Fault, after: int | None
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        fault: Fault,
+        after: int | None,
+        watch: Callable[[bytes], None] = lambda data: None,
     ) -> bool:
         """Pass bytes on; true if the fault's time has come."""
         passed = 0
@@ -112,8 +138,11 @@ class FaultProxy:
                 data = await reader.read(size)
                 if not data:
                     return False
+                watch(data)
                 if fault.latency:
                     await asyncio.sleep(fault.latency)
+                if writer.transport.is_closing():
+                    return False
                 writer.write(data)
                 await writer.drain()
             except OSError:
@@ -132,12 +161,13 @@ class FaultProxy:
 
 
 def random_cuts(seed: int, share: float = 0.5, most: int = 40_000) -> Callable[[], Fault]:
-    """A chooser: some connections are cut or reset at a random byte."""
+    """A chooser: some connections are cut or reset at a random byte, mostly of what the server says."""
     chance = random.Random(seed)
 
     def choose() -> Fault:
         if chance.random() >= share:
             return Fault()
-        return Fault(kind=chance.choice(["cut", "reset"]), after=int(most ** chance.random()))
+        kind, at = chance.choice(["cut", "reset"]), int(most ** chance.random())
+        return Fault(kind=kind, after=at) if chance.random() < 0.8 else Fault(kind=kind, taken=at)
 
     return choose

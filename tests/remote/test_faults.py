@@ -59,7 +59,7 @@ async def test_census_with_random_cuts(server: Process, runtime: RemoteRuntime, 
             if result.truncated or result.dropped:
                 wrong.append(f"{number}: truncated")
 
-    async with FaultProxy(server.port, random_cuts(7)) as proxy, RemoteRuntime(proxy.url, TOKEN) as far:
+    async with FaultProxy(server.port, random_cuts(7, share=0.9)) as proxy, RemoteRuntime(proxy.url, TOKEN) as far:
         far_box = await far.get(box.id)
         with in_time(60):
             async with anyio.create_task_group() as tasks:

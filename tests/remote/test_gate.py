@@ -88,7 +88,7 @@ def test_the_end_tells_whether_memory_ran_out(killed: bool, cut: int) -> None:
     end = encode(proto.Reply.EXITED, struct.pack("<iBxxxQQQQ", -9, 1, 0, 0, 0, 7), exec_id=ME)
     data = encode(proto.Reply.EOF, struct.pack("<QB", 0, 0), stream=1, exec_id=ME) + end
     gate = Downward(ME, lambda: killed)
-    out = gate.feed(data[:cut]) + gate.feed(data[cut:])
+    out = bytes(gate.feed(data[:cut])) + bytes(gate.feed(data[cut:]))
     (_, exited) = (proto.decode_event(frame) for frame in Decoder().receive(out))
     assert isinstance(exited, proto.Exited)
     assert (exited.status, exited.timed_out, exited.max_rss, exited.oom_killed) == (-9, True, 7, killed)

@@ -1,7 +1,9 @@
 """What the published client must be able to do, driven by that client itself, in a process of its own (its native
 part may abort when the interpreter ends).
 
-usage: cases.py CASE URL
+usage: cases.py CASE URL [COUNT]
+
+A server that asks for a key gets the one in BOXLITE_API_KEY.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import boxlite  # type: ignore[import-untyped]
-from boxlite import Boxlite, BoxliteRestOptions, BoxOptions
+from boxlite import ApiKeyCredential, Boxlite, BoxliteRestOptions, BoxOptions
 
 IMAGE = "busybox:test"
 
@@ -45,8 +47,13 @@ async def run(box: Any, *command: str, **options: Any) -> Outcome:
     return await finish(await box.exec(command[0], list(command[1:]), **options))
 
 
+def options(url: str) -> BoxliteRestOptions:
+    key = os.environ.get("BOXLITE_API_KEY")
+    return BoxliteRestOptions(url=url, credential=ApiKeyCredential(key) if key else None)
+
+
 def connect(url: str) -> Any:
-    return Boxlite.rest(BoxliteRestOptions(url=url))
+    return Boxlite.rest(options(url))
 
 
 async def raises(kind: type[BaseException], call: Any, text: str = "") -> None:
@@ -386,7 +393,7 @@ async def simple_box(url: str) -> None:
 
 
 def sync_simple_box(url: str) -> None:
-    with boxlite.SyncBoxlite.rest(BoxliteRestOptions(url=url)) as runtime:
+    with boxlite.SyncBoxlite.rest(options(url)) as runtime:
         with boxlite.SyncSimpleBox(image=IMAGE, runtime=runtime) as box:
             result = box.exec("echo", "sync")
             assert (result.exit_code, result.stdout) == (0, "sync\n")
@@ -395,12 +402,20 @@ def sync_simple_box(url: str) -> None:
 
 
 class Cutter:
-    """A TCP proxy that cuts the first connection on which the server says the words, and lets none of them through."""
+    """A TCP proxy that cuts connections on which the server says the words, and lets none of them through: the first
+    one, or such a share of them."""
 
-    def __init__(self, url: str, words: bytes) -> None:
+    def __init__(self, url: str, words: bytes, share: float | None = None) -> None:
         self.port = int(url.rpartition(":")[2])
         self.words = words
         self.cuts = 0
+        self.share = share
+        self.chance = random.Random(1)
+
+    @property
+    def strikes(self) -> bool:
+        """Whether the next connection is cut."""
+        return not self.cuts if self.share is None else self.chance.random() < self.share
 
     async def start(self) -> str:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -412,7 +427,7 @@ class Cutter:
         async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter, watch: bool) -> None:
             try:
                 while data := await source.read(65536):
-                    if watch and not self.cuts and self.words in data:
+                    if watch and self.words in data and self.strikes:
                         self.cuts += 1
                         break
                     target.write(data)
@@ -450,11 +465,51 @@ async def cut_before_output(url: str) -> None:
     await runtime.remove(box.id, force=True)
 
 
+async def census(url: str, count: int = 200) -> None:
+    """Many short commands, eight at a time: every output is what it should be."""
+    await take_census(url, count)
+
+
+async def census_with_cuts(url: str, count: int = 200) -> None:
+    """The same, while every third connection breaks between the end of the command and the exit frame."""
+    proxy = Cutter(url, b'"type":"exit"', share=1 / 3)
+    await take_census(await proxy.start(), count)
+    assert proxy.cuts > count // 5
+
+
+async def take_census(url: str, count: int) -> None:
+    runtime = connect(url)
+    box = await runtime.create(BoxOptions(image=IMAGE))
+    await run(box, "sh", "-c", "seq 1 100000 > /numbers")
+    numbers = "".join(f"{n}\n" for n in range(1, 100_001))
+    left = list(range(count))
+    wrong: list[str] = []
+
+    async def work() -> None:
+        while left:
+            number = left.pop()
+            size = (0, 1, 20, 4096, 70_000, 300_000)[number % 6]
+            script = (
+                f"echo {number} >>/ran; head -c {size} /numbers; echo {number}; echo {number} >&2; exit {number % 99}"
+            )
+            result = await run(box, "sh", "-c", script)
+            expected = numbers[:size] + f"{number}\n"
+            if (result.code, result.out, result.err) != (number % 99, expected, f"{number}\n"):
+                wrong.append(f"{number}: {result.code}, {len(result.out)} of {len(expected)} bytes, {result.error}")
+
+    await asyncio.gather(*(work() for _ in range(8)))
+    assert not wrong, wrong[:10]
+    ran = (await run(box, "sort", "-n", "/ran")).out
+    assert ran == "".join(f"{number}\n" for number in range(count)), "a command was run twice, or never"
+    await runtime.remove(box.id, force=True)
+
+
 if __name__ == "__main__":
     case = globals()[sys.argv[1]]
     try:
         if asyncio.iscoroutinefunction(case):
-            asyncio.run(asyncio.wait_for(case(sys.argv[2]), 50))
+            more = [int(word) for word in sys.argv[3:]]
+            asyncio.run(asyncio.wait_for(case(sys.argv[2], *more), 50 if not more else more[0] / 2))
         else:
             case(sys.argv[2])
         sys.stdout.write("passed\n")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
+SCRIPT = str(Path(__file__).with_name("cases.py"))
+
 CASES = (
     "life",
     "commands",
@@ -32,13 +34,15 @@ CASES = (
     "sync_simple_box",
     "cut_before_exit",
     "cut_before_output",
+    "census",
+    "census_with_cuts",
 )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_published_client(served: Served, case: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("cases.py")), case, served.url],
+        [sys.executable, SCRIPT, case, served.url],
         capture_output=True,
         text=True,
         timeout=55,

@@ -1,7 +1,11 @@
-"""Schemathesis over the whole OpenAPI document: no 5xx, no status that is not documented, answers as described."""
+"""Schemathesis over the whole OpenAPI document: no 5xx, no status that is not documented, answers as described.
+
+HUTCH_EXAMPLES sets how many requests are made up for each operation.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(300)]
 
+EXAMPLES = int(os.environ.get("HUTCH_EXAMPLES", "10"))
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance, content_type_conformance]
 
 
@@ -46,7 +51,7 @@ def test_documented(served: Served, box: str) -> None:
 
 
 def _try(operation: Any, box: str) -> None:
-    @settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy())
     def attempt(case: Any) -> None:
         bodies = [case.body, case.body.get("spec")] if isinstance(case.body, dict) else []

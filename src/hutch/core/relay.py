@@ -1,8 +1,8 @@
 """What passes through a relay between a watcher and the agent of a box (docs/remote.md). Sans-IO.
 
-A relay serves one watcher of one execution. It looks at the headers of frames and at nothing else: `Upward` lets
-through what a watcher may ask of its own execution, `Downward` what the agent says about it. Whole frames come out,
-in order, unchanged but for one flag.
+A relay serves one watcher of one execution, and after its end of another one. It looks at the headers of frames and at
+nothing else: `Upward` lets through what a watcher may ask of its own execution, `Downward` what the agent says about
+it. Whole frames come out, in order, unchanged but for one flag.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ class _Cutter:
     """Cuts a byte stream into frames without copying their payloads; keeps at most one incomplete frame."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
+        self._rest = b""
 
     def cut(self, data: bytes) -> tuple[bytes, list[_Header]]:
         """Return a buffer and the whole frames in it. Raises `FrameError`."""
-        buffer = bytes(self._rest + data) if self._rest else data
+        buffer = b"".join((self._rest, data)) if self._rest else data
         headers = list(_headers(buffer))
         end = headers[-1].end if headers else 0
-        self._rest = bytearray(buffer[end:])
+        self._rest = buffer[end:]
         return buffer, headers
 
 
@@ -90,6 +90,10 @@ class Upward:
         # Shared memory cannot travel.
         self._hello = None if hello is None else hello[: _FEATURES.start] + bytes(4) + hello[_FEATURES.stop :]
         self._cutter = _Cutter()
+
+    def turn(self, exec_id: str) -> None:
+        """From now on it is about another execution."""
+        self._id = exec_id.encode("ascii").ljust(12, b"\0")
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Take bytes from the watcher; return what goes to the agent and what is answered from here.
@@ -122,12 +126,20 @@ class Downward:
     def __init__(self, exec_id: str, oom_killed: Callable[[], bool] = lambda: False) -> None:
         self._oom_killed = oom_killed
         self._id = exec_id.encode("ascii").ljust(12, b"\0")
+        # The execution before, of which the agent may still have something to say.
+        self._before: bytes | None = None
         self._cutter = _Cutter()
 
-    def feed(self, data: bytes) -> bytes:
+    def turn(self, exec_id: str, oom_killed: Callable[[], bool] = lambda: False) -> None:
+        """From now on it is about another execution."""
+        self._oom_killed = oom_killed
+        self._before, self._id = self._id, exec_id.encode("ascii").ljust(12, b"\0")
+
+    def feed(self, data: bytes) -> bytes | memoryview:
         """Take bytes from the agent; return the whole frames for the watcher. Raises `FrameError` for what is not
         about this execution."""
         buffer, headers = self._cutter.cut(data)
+        late = []
         for header in headers:
             if header.type in _EVENTS and header.exec_id == self._id:
                 if header.type == Reply.EXITED and self._oom_killed():
@@ -135,8 +147,13 @@ class Downward:
                 continue
             if header.type in _REPLIES and header.req:
                 continue
+            if header.type in _EVENTS and header.exec_id == self._before:
+                late.append(header)
+                continue
             raise FrameError(f"the agent sent a frame of type {header.type} that this watcher did not ask for")
-        return buffer[: headers[-1].end] if headers else b""
+        if late:
+            return b"".join(buffer[header.start : header.end] for header in headers if header not in late)
+        return memoryview(buffer)[: headers[-1].end] if headers else b""
 
 
 def _flagged(buffer: bytes, exited: _Header) -> bytes:

@@ -78,6 +78,11 @@ class Registry:
         )
         return [_place(row) for row in rows]
 
+    def count(self, runner: str) -> int:
+        """How many boxes a runner holds."""
+        found: int = self._db.execute("SELECT count(*) FROM box WHERE runner = ?", (runner,)).fetchone()[0]
+        return found
+
     def named(self, name: str) -> Place | None:
         """The box with a name."""
         row = self._db.execute("SELECT info, runner FROM box WHERE name = ?", (name,)).fetchone()

@@ -102,9 +102,9 @@ class Runners:
         return found
 
     def alive(self) -> list[Runner]:
-        """Those that may get boxes, the one with the fewest running boxes first. Raises `EngineError` when there is
-        none."""
-        found = sorted((r for r in self._runners.values() if r.alive), key=lambda runner: runner.running)
+        """Those that may get boxes, the one with the fewest running boxes (of equals: with the fewest boxes) first.
+        Raises `EngineError` when there is none."""
+        found = sorted((r for r in self._runners.values() if r.alive), key=self._load)
         if not found:
             raise EngineError("no runner is there to hold a box; start one with 'hutch serve runner'")
         return found
@@ -121,6 +121,9 @@ class Runners:
     def all(self) -> Sequence[Runner]:
         """All of them."""
         return list(self._runners.values())
+
+    def _load(self, runner: Runner) -> tuple[int, int]:
+        return runner.running, self._registry.count(runner.id)
 
     async def _connect(self, runner: str, url: str, token: str) -> Runner:
         if (old := self._runners.pop(runner, None)) is not None:

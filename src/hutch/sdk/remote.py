@@ -217,7 +217,8 @@ class RemoteRuntime:
     def removed(self, box_id: str) -> None:
         """The box is gone."""
         self.disown(box_id)
-        self._boxes.pop(box_id, None)
+        if (box := self._boxes.pop(box_id, None)) is not None:
+            box.lines.close()
 
     def ends(self, box_id: str) -> bool | None:
         """Whether the box ends with this runtime: true, by removal; false, by a stop; ``None``: it goes on."""

@@ -36,6 +36,7 @@ from hutch.runtime.follow import follow_log
 from hutch.runtime.home import new_id
 from hutch.runtime.lives import MAIN
 from hutch.sdk.remote_channel import dial
+from hutch.sdk.remote_doors import exec_body
 from hutch.sdk.remote_network import RemoteNetwork, RemotePorts
 from hutch.sdk.remote_snapshots import RemoteSnapshots
 from hutch.sdk.remote_watching import Owner, WatchedBox
@@ -318,26 +319,23 @@ class RemoteBox(WatchedBox):
         check_callable("on_exit", on_exit)
         exec_id = new_id()
         try:
-            pid, oom_kills = await self.launch(
-                exec_id,
-                command,
-                env=env,
-                cwd=cwd,
-                user=user,
-                tty=tty,
-                stdin=stdin,
-                timeout=timeout,
-                kill_after=kill_after,
-                linger=linger,
-                file_op=None if file_op is None else int(file_op),
-                path=path,
-            )
-            return await self._watch(
-                exec_id,
+            return await self._start_watched(
+                exec_body(
+                    exec_id,
+                    command,
+                    env=env,
+                    cwd=cwd,
+                    user=user,
+                    tty=tty,
+                    stdin=stdin,
+                    timeout=timeout,
+                    kill_after=kill_after,
+                    linger=linger,
+                    file_op=None if file_op is None else int(file_op),
+                    path=path,
+                ),
                 tty=tty is not None,
                 stdin=stdin,
-                pid=pid,
-                oom_kills=oom_kills,
                 sinks=sinks or {},
                 collect=collect,
                 on_exit=on_exit,

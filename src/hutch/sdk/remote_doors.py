@@ -32,11 +32,11 @@ class RemoteDoors:
 
     async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> tuple[int, int | None]:
         """Start a command without watching it. See `hutch.runtime.box.LocalBox.launch`."""
-        env = options.pop("env", None)
-        body = ExecBody(id=exec_id, command=command, env=dict(env or {}), **options)
-        if len(dumps(body)) > MAX_PAYLOAD:
-            raise InvalidArgumentError("the command with its environment is too long")
-        unsure = False
+        launched = await self._launch(exec_body(exec_id, command, **options))
+        return launched.pid, launched.oom_kills
+
+    async def _launch(self, body: ExecBody, *, unsure: bool = False) -> Launched:
+        """``unsure``: it may have been started already."""
 
         async def attempt() -> Launched:
             nonlocal unsure
@@ -46,14 +46,15 @@ class RemoteDoors:
                 unsure = True
                 raise
             except InvalidStateError:
-                if unsure:  # the first attempt was carried out after all
-                    for execution in await self.executions():
-                        if execution.id == exec_id:
-                            return Launched(pid=execution.pid)
-                raise
+                if not unsure:
+                    raise
+                for execution in await self.executions():
+                    if execution.id == body.id:  # an earlier attempt was carried out after all
+                        return Launched(pid=execution.pid)
+                raise ConnectionFailed(f"execution {body.id} of box {self.id} is still being started") from None
 
         launched: Launched = await self._http.repeat(attempt)
-        return launched.pid, launched.oom_kills
+        return launched
 
     async def launch_main(self, rows: int, cols: int) -> None:
         """See `hutch.runtime.box.LocalBox.launch_main`."""
@@ -73,3 +74,12 @@ class RemoteDoors:
 
     async def _post(self, verb: str, body: object = None) -> None:
         await self._http.call("POST", f"{self.path}/{verb}", object, body)
+
+
+def exec_body(exec_id: str, command: tuple[str, ...], **options: Any) -> ExecBody:
+    """What starts a command. Raises `InvalidArgumentError` for one that is too long."""
+    env = options.pop("env", None)
+    body = ExecBody(id=exec_id, command=command, env=dict(env or {}), **options)
+    if len(dumps(body)) > MAX_PAYLOAD:
+        raise InvalidArgumentError("the command with its environment is too long")
+    return body

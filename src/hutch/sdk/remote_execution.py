@@ -19,7 +19,7 @@ from hutch.errors import (
     UpstreamUnavailableError,
 )
 from hutch.runtime.execution import Host, LocalExecution
-from hutch.sdk.remote_channel import RemoteChannel
+from hutch.sdk.remote_channel import Left, RemoteChannel
 from hutch.sdk.remote_http import ConnectionFailed
 
 if TYPE_CHECKING:
@@ -71,6 +71,16 @@ class RemoteExecution(LocalExecution):
         except UpstreamUnavailableError:
             if not self._channel.closed:  # otherwise it is being connected again
                 raise
+
+    def leave_channel(self) -> RemoteChannel | None:
+        """Leave the connection to others, if everything is over that this execution has to do with it."""
+        channel = self._channel
+        if self._result is None or self._machine.incomplete or not isinstance(channel, RemoteChannel):
+            return None
+        if not self.forget:
+            self.send(proto.detach(self.id, sorted(self._watched)))
+        self._channel = Left()
+        return channel
 
     # What differs from the embedded one.
 

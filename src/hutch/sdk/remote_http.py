@@ -19,7 +19,7 @@ from hutch.errors import (
     RuntimeClosedError,
     UpstreamUnavailableError,
 )
-from hutch.sdk.remote_wire import dumps, error_from, error_from_body
+from hutch.sdk.remote_wire import ConnectionFailed, dumps, error_from, error_from_body
 from hutch.types import Progress
 
 if TYPE_CHECKING:
@@ -145,10 +145,6 @@ class Http:
                     raise
             await anyio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-class ConnectionFailed(UpstreamUnavailableError):
-    """There was no answer: the request may or may not have been carried out."""
 
 
 async def _last(response: httpx2.Response, progress: Callable[[Progress], None] | None) -> Any:

@@ -18,12 +18,12 @@ class RemoteLink:
 
     def __init__(self, ws: WebSocket) -> None:
         self._ws = ws
-        self._messages: deque[bytes] = deque()
+        self._messages: deque[bytes | bytearray | str] = deque()
         self._news = asyncio.Event()
         ws.on_message = self._on_message
         ws.on_lost = self._news.set
 
-    async def receive(self) -> bytes:
+    async def receive(self) -> bytes | bytearray | str:
         """Return the next message, an empty one at the end."""
         while not self._messages:
             if self._ws.closed:
@@ -35,7 +35,7 @@ class RemoteLink:
             self._ws.resume()
         return message
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, message: bytes | str) -> None:
         """Send a message, and wait while too much waits to be sent. Raises `ConnectionResetError` at the end."""
         if self._ws.closed:
             raise ConnectionResetError("the next relay is gone")
@@ -46,7 +46,7 @@ class RemoteLink:
         """Close. Idempotent."""
         self._ws.close()
 
-    def _on_message(self, message: bytes) -> None:
+    def _on_message(self, message: bytes | bytearray | str) -> None:
         self._messages.append(message)
         self._news.set()
         if len(self._messages) >= _WAITING:

@@ -1,5 +1,5 @@
-"""A WebSocket to a server: sans-IO `websockets` on an asyncio transport. Messages are binary and handed over as they
-come; what is sent is buffered by the transport."""
+"""A WebSocket to a server: sans-IO `websockets` on an asyncio transport. Messages are handed over as they come; what is
+sent is buffered by the transport."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _DIAL_SECONDS = 10.0
+_DATA = frozenset({Opcode.BINARY, Opcode.TEXT, Opcode.CONT})
 _quiet = logging.Logger("hutch.websocket", logging.CRITICAL)
 
 
@@ -42,9 +43,10 @@ class WebSocket(asyncio.Protocol):
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writable = asyncio.Event()
         self._writable.set()
-        self._fragments: list[bytes] = []
+        self._fragments: list[bytes | bytearray] = []
+        self._is_text = False
         self.closed = False
-        self.on_message: Callable[[bytes], None] = lambda message: None
+        self.on_message: Callable[[bytes | bytearray | str], None] = lambda message: None
         self.on_lost: Callable[[], None] = lambda: None
 
     @classmethod
@@ -72,10 +74,13 @@ class WebSocket(asyncio.Protocol):
                 this.close()
         return this
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: bytes | str) -> None:
         """Send one message."""
         if not self.closed and self._protocol.state is State.OPEN:
-            self._protocol.send_binary(message)
+            if isinstance(message, str):
+                self._protocol.send_text(message.encode())
+            else:
+                self._protocol.send_binary(message)
             self._flush()
 
     async def drain(self) -> None:
@@ -146,11 +151,14 @@ class WebSocket(asyncio.Protocol):
         for event in self._protocol.events_received():
             if isinstance(event, Response):
                 self._answered()
-            elif isinstance(event, Frame) and event.opcode in (Opcode.BINARY, Opcode.CONT) and not self.closed:
-                self._fragments.append(bytes(event.data))
+            elif isinstance(event, Frame) and event.opcode in _DATA and not self.closed:
+                if event.opcode is not Opcode.CONT:
+                    self._is_text = event.opcode is Opcode.TEXT
+                self._fragments.append(event.data)  # type: ignore[arg-type]  # it is never a view here
                 if event.fin:
-                    message, self._fragments = b"".join(self._fragments), []
-                    self.on_message(message)
+                    fragments, self._fragments = self._fragments, []
+                    message = fragments[0] if len(fragments) == 1 else b"".join(fragments)
+                    self.on_message(message.decode("utf-8", "replace") if self._is_text else message)
         if not self.closed:
             self._flush()
         if self._protocol.close_expected() and self._transport is not None:

@@ -14,6 +14,9 @@ from hutch.runtime.execution import COLLECT_LIMIT, Host
 from hutch.runtime.home import new_id
 from hutch.sdk.remote_doors import RemoteDoors
 from hutch.sdk.remote_execution import RemoteExecution, connect
+from hutch.sdk.remote_http import ConnectionFailed
+from hutch.sdk.remote_lines import Lines
+from hutch.sdk.remote_wire import NextBody
 from hutch.types import BoxInfo, BoxState
 
 if TYPE_CHECKING:
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
     from hutch.core.sinks import Sink
     from hutch.runtime.execution import LocalExecution
     from hutch.sdk.remote_box import RemoteBox
+    from hutch.sdk.remote_channel import RemoteChannel
     from hutch.sdk.remote_http import Http
+    from hutch.sdk.remote_wire import ExecBody
     from hutch.types import ExecInfo, Result
 
 
@@ -51,6 +56,7 @@ class WatchedBox(RemoteDoors):
         self.name = info.name
         self._runtime = runtime
         self._executions: set[LocalExecution] = set()
+        self.lines = Lines()
 
     async def info(self) -> BoxInfo:
         """Return the record and the state of the box."""
@@ -60,6 +66,26 @@ class WatchedBox(RemoteDoors):
         """End every wait."""
         for execution in list(self._executions):
             execution.runtime_closed()
+        self.lines.close()
+
+    async def _start_watched(self, body: ExecBody, **options: Any) -> RemoteExecution:
+        """Start a command and watch it: on a connection that an earlier command has left, or on a new one."""
+        watcher = new_id()
+        if (channel := self.lines.take()) is not None:
+            try:
+                launched = await channel.launch(NextBody(watcher=watcher, exec=body))
+            except ConnectionFailed:  # it may have been started all the same
+                launched = await self._launch(body, unsure=True)
+                channel = None
+            except HutchError:
+                if not self.lines.give(channel):
+                    channel.close()
+                raise
+        else:
+            launched = await self._launch(body)
+        return await self._watch(
+            body.id, pid=launched.pid, oom_kills=launched.oom_kills, watcher=watcher, channel=channel, **options
+        )
 
     async def _watch(
         self,
@@ -73,9 +99,12 @@ class WatchedBox(RemoteDoors):
         after: tuple[int, int] = (0, 0),
         collect: int | None = None,
         on_exit: Callable[[Result], Any] | None = None,
+        watcher: str | None = None,
+        channel: RemoteChannel | None = None,
     ) -> RemoteExecution:
-        reconnect = functools.partial(connect, self._http, self.id, exec_id, new_id(), self._runtime.budget, oom_kills)
-        channel = await reconnect()
+        watcher = watcher or new_id()
+        reconnect = functools.partial(connect, self._http, self.id, exec_id, watcher, self._runtime.budget, oom_kills)
+        channel = channel or await reconnect()
         if channel is None:
             raise UpstreamUnavailableError(
                 f"box {self.name or self.id} ended before execution {exec_id} could be watched"
@@ -113,8 +142,15 @@ class WatchedBox(RemoteDoors):
         return execution
 
     def _forget(self, execution: LocalExecution) -> None:
-        self._executions.discard(execution)
-        execution.close_channel()
+        if execution not in self._executions:
+            return
+        self._executions.remove(execution)
+        assert isinstance(execution, RemoteExecution)
+        channel = execution.leave_channel()
+        if channel is None:
+            execution.close_channel()
+        elif not self.lines.give(channel):
+            channel.close()
 
     async def _probe(self) -> list[ExecInfo]:
         if (await self.info()).state is BoxState.PAUSED:  # who is frozen cannot answer

@@ -32,6 +32,11 @@ _BY_STATUS: Mapping[int, type[HutchError]] = {
 }
 
 
+class ConnectionFailed(UpstreamUnavailableError):
+    """There was no answer: the request may or may not have been carried out. It may be the next server on the way that
+    did not answer: its errors keep this name."""
+
+
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The base of request bodies."""
 
@@ -91,6 +96,14 @@ class ExecBody(Body, frozen=True, kw_only=True):
     linger: float | None = 0.3
     file_op: int | None = None
     path: str = ""
+
+
+class NextBody(Body, frozen=True, kw_only=True):
+    """A text message on a relay whose execution has ended: start another command of the box, and relay that one, to
+    the watcher with this name. The answer, a text message too, is `Launched` or the error envelope."""
+
+    watcher: str
+    exec: ExecBody
 
 
 class Launched(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,6 +187,8 @@ def error_details(error: HutchError) -> dict[str, Any]:
     """What the envelope of an error needs beyond message and code, so that `error_from_body` makes the same one."""
     if isinstance(error, ExecError):
         return {"details": {"command": list(error.command), "cause": error.cause}}
+    if isinstance(error, ConnectionFailed):  # of a server to the next one: it may be asked again
+        return {"details": {"unanswered": True}}
     return {}
 
 
@@ -192,7 +207,11 @@ def error_from_body(body: Mapping[str, Any]) -> HutchError:
     """The error that the inner object of an envelope stands for."""
     kind, message = by_code(str(body["code"])), str(body["message"])
     details = body.get("details")
-    if issubclass(kind, ExecError) and isinstance(details, dict):
+    if not isinstance(details, dict):
+        return kind(message)
+    if details.get("unanswered"):
+        return ConnectionFailed(message)
+    if issubclass(kind, ExecError):
         command = tuple(map(str, details.get("command", ())))
         return kind(message, command=command, cause=str(details.get("cause", "start_failed")))
     return kind(message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -128,7 +129,7 @@ def route(
                 call = Call(request, body, file)
                 task = asyncio.ensure_future(_guarded(handler, call))
                 kept = stack.pop_all()
-                task.add_done_callback(lambda _: kept.close())
+                task.add_done_callback(functools.partial(_done, kept))
             return await _answer(request, call, task, lasting=lasting)
         except HutchError as error:
             return envelope(error, request_id(request.scope), details=True)
@@ -203,3 +204,9 @@ async def _save(request: Request, path: Path) -> None:
     with path.open("wb") as file:
         async for piece in request.stream():
             await anyio.to_thread.run_sync(file.write, piece)
+
+
+def _done(kept: contextlib.ExitStack, task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # whose client has gone away fails for nobody
+    kept.close()

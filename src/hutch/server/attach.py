@@ -99,6 +99,8 @@ class Attachment:
             pass
         finally:
             self._over = True
+            self._controls_in.close()
+            self._controls.close()
             orderly = self._code in (1000, 1001)
             self._service.executions.release(self._entry, self, cut=not (self.delivered or orderly))
 

@@ -137,6 +137,19 @@ def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
     ]
 
 
+async def launch(box: Host, body: wire.ExecBody) -> wire.Launched:
+    """Start a command without watching it."""
+    options: dict[str, Any] = {
+        name: getattr(body, name) for name in body.__struct_fields__ if name not in ("id", "command", "file_op")
+    }
+    try:
+        options["file_op"] = None if body.file_op is None else FileOp(body.file_op)
+    except ValueError:
+        raise InvalidArgumentError(f"file_op {body.file_op} is not a file operation") from None
+    pid, oom_kills = await box.launch(body.id, body.command, **options)
+    return wire.Launched(pid=pid, oom_kills=oom_kills)
+
+
 class _Extra:
     def __init__(self, backend: Runtime, rules: Rules) -> None:
         self._backend = backend
@@ -233,18 +246,8 @@ class _Extra:
         return await (await self._box(call)).executions()
 
     async def exec(self, call: Call) -> object:
-        body = wire.loads(call.body, wire.ExecBody)
-        options: dict[str, Any] = {
-            name: getattr(body, name) for name in body.__struct_fields__ if name not in ("id", "command", "file_op")
-        }
-        if body.file_op is None:
-            options["timeout"] = self._rules.time_limit("timeout", body.timeout)
-        try:
-            options["file_op"] = None if body.file_op is None else FileOp(body.file_op)
-        except ValueError:
-            raise InvalidArgumentError(f"file_op {body.file_op} is not a file operation") from None
-        pid, oom_kills = await (await self._box(call)).launch(body.id, body.command, **options)
-        return wire.Launched(pid=pid, oom_kills=oom_kills)
+        box = await self._box(call)
+        return await launch(box, self._rules.starting(wire.loads(call.body, wire.ExecBody)))
 
     async def signal(self, call: Call) -> object:
         signum = wire.loads(call.body, wire.SignalBody).signal

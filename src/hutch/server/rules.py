@@ -16,6 +16,7 @@ from hutch.types import Isolation
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from hutch.sdk.remote_wire import ExecBody
     from hutch.server.service import Service
     from hutch.server.settings import ServerSettings
     from hutch.server.transit import Transit
@@ -43,12 +44,15 @@ class Rules:
         """What clients see of a box."""
         return info
 
-    def time_limit(self, field: str, asked: float | None) -> float | None:
-        """How long a command may take whose client asked for this. Raises `InvalidArgumentError` naming the field."""
-        return asked
+    def starting(self, body: ExecBody) -> ExecBody:
+        """What is started when a client asks for this. Raises what it may not have."""
+        return body
 
     def used(self, box_id: str) -> None:
         """A client has sent something to a command in the box."""
+
+    def commanded(self, box_id: str) -> None:
+        """A client has a command started in the box, by the connection of an earlier one."""
 
 
 class ClientRules(Rules):
@@ -75,10 +79,16 @@ class ClientRules(Rules):
     def shown(self, info: BoxInfo) -> BoxInfo:
         return msgspec.structs.replace(info, labels=policy.public(info.labels))
 
-    def time_limit(self, field: str, asked: float | None) -> float | None:
-        return time_limit(self._service.settings, field, asked)
+    def starting(self, body: ExecBody) -> ExecBody:
+        if body.file_op is not None:
+            return body
+        return msgspec.structs.replace(body, timeout=time_limit(self._service.settings, "timeout", body.timeout))
 
     def used(self, box_id: str) -> None:
+        self._service.touch(box_id)
+
+    def commanded(self, box_id: str) -> None:
+        self._service.counters.commands += 1
         self._service.touch(box_id)
 
 
