@@ -11,7 +11,7 @@ from hutch.errors import InvalidArgumentError, UnauthenticatedError
 from hutch.sdk.remote import RemoteRuntime
 from tests.remote.conftest import TOKEN
 from tests.runtime.conftest import IMAGE
-from tests.runtime.helpers import in_time, sh
+from tests.runtime.helpers import Sink, in_time, sh
 
 if TYPE_CHECKING:
     from hutch.sdk.remote_box import RemoteBox
@@ -58,3 +58,14 @@ async def test_without_a_limit_memory_does_not_run_out(box: RemoteBox) -> None:
 def test_without_async(server: Process) -> None:
     with hutch.sync.connect(server.url, TOKEN) as runtime, runtime.create(IMAGE, auto_remove=True) as box:
         assert box.run("echo", "hello").text == "hello\n"
+
+
+async def test_a_main_command_that_ends_at_once_is_watched_whole(runtime: RemoteRuntime) -> None:
+    for number in range(20):
+        job = await runtime.create(IMAGE, command=sh(f"echo {number}; echo err >&2; exit 3"))
+        out, err = Sink(), Sink()
+        with in_time():
+            result = await (await job.start_attached(stdout=out, stderr=err)).wait()
+        assert (bytes(out.data), bytes(err.data), result.exit_code) == (b"%d\n" % number, b"err\n", 3)
+        assert await job.wait() == 3
+        await job.remove()

@@ -414,15 +414,27 @@ class LocalBox:
         """Return a connected, non-blocking socket to the agent, for one watcher of an execution that exists. Raises
         `NotFoundError`, `SessionReapedError` or what the box's state demands."""
         check_text("the id of an execution", exec_id)
+        if exec_id == MAIN and (ghost := await self._ghost()) is not None:
+            return ghost
+        try:
+            await self._exec_record(await self._lives.channel(self.id, start=False), exec_id)
+            return await self._lives.connect(self.id)
+        except HutchError:
+            # With the end of its main command the whole box goes, perhaps just now.
+            if exec_id == MAIN and (ghost := await self._ghost()) is not None:
+                return ghost
+            raise
+
+    async def _ghost(self) -> socket.socket | None:
+        """The agent of a box that has ended, as far as its main command goes."""
         directory = self._runtime.home.box(self.id)
-        if exec_id == MAIN and not (await self.info()).pid and logs.exit_record(directory) is not None:
-            ours, theirs = socket.socketpair()
-            for sock in (ours, theirs):
-                sock.setblocking(False)
-            self._runtime.spawn(haunt, theirs, directory, exec_id)
-            return ours
-        await self._exec_record(await self._lives.channel(self.id, start=False), exec_id)
-        return await self._lives.connect(self.id)
+        if (await self.info()).pid or logs.exit_record(directory) is None:
+            return None
+        ours, theirs = socket.socketpair()
+        for sock in (ours, theirs):
+            sock.setblocking(False)
+        self._runtime.spawn(haunt, theirs, directory, MAIN)
+        return ours
 
     async def signal_execution(self, exec_id: str, signum: int) -> None:
         """Send a signal to an execution that nobody here watches. Raises `InvalidStateError` after its end."""
