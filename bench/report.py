@@ -18,6 +18,7 @@ _TITLES = {
     "create": "Making a box",
     "throughput": "Output",
     "density": "Many boxes",
+    "vm": "Boxes with a kernel of their own",
     "memory": "Memory",
     "pull": "Images",
     "files": "Files",
