@@ -19,6 +19,7 @@ _TITLES = {
     "throughput": "Output",
     "rest": "Over REST",
     "density": "Many boxes",
+    "vm": "Boxes with a kernel of their own",
     "memory": "Memory",
     "pull": "Images",
     "files": "Files",

@@ -1,8 +1,8 @@
 """The kernel of all VMs, and the initramfs that makes the agent its first program.
 
-kernels/<name>/vmlinuz, modules/      a kernel, and those of its modules that a box needs
-kernels/<name>/initrd-<digest>        with this agent in it
-kernels/current                       the name of the one in use
+kernels/<name>/vmlinuz, stub, modules/    a kernel, its beginning, and those of its modules that a box needs
+kernels/<name>/initrd-<digest>            with this agent in it
+kernels/current                           the name of the one in use
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ _LOCK_SECONDS = 600.0
 _PACKAGE = re.compile(r"linux-image-[0-9][0-9a-z.+-]*")
 _MODULE = re.compile(r"(?:.*/)?([0-9A-Za-z_-]+)\.ko(\.xz|\.zst|\.gz)?")
 _MAX_MODULE = 64 << 20
+_STUB = 64 << 10
 
 
 class Kernel(msgspec.Struct, frozen=True):
@@ -51,6 +52,8 @@ class Kernel(msgspec.Struct, frozen=True):
 
     name: str
     image: Path
+    stub: Path
+    """The first part of it."""
     initrd: Path
     key: str
 
@@ -137,6 +140,7 @@ class Kernels:
                     (partial / "modules" / module).write_bytes(data)
                 (partial / "modules" / part).write_text("".join(f"{module}\n" for module in modules))
             (partial / "vmlinuz").write_bytes(image)
+            (partial / "stub").write_bytes(image[:_STUB])
             for path in partial.rglob("*"):  # the emulator's user reads it
                 path.chmod(0o755 if path.is_dir() else 0o644)
             partial.chmod(0o755)
@@ -151,7 +155,7 @@ class Kernels:
         initrd = folder / f"initrd-{digest}"
         if not initrd.exists():
             files.atomic_write(initrd, _initrd(folder / "modules", agent), mode=0o644)
-        return Kernel(folder.name, folder / "vmlinuz", initrd, f"{folder.name}-{digest}")
+        return Kernel(folder.name, folder / "vmlinuz", folder / "stub", initrd, f"{folder.name}-{digest}")
 
 
 def _initrd(modules: Path, agent: bytes) -> bytes:

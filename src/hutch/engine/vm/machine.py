@@ -92,7 +92,7 @@ def _processor() -> str:
 
 def host_files(shape: Shape) -> list[str]:
     """Return the paths of the host that the emulator sees."""
-    found = [str(program()), *_HOST, *_DEVICES, str(shape.kernel.image), str(shape.kernel.initrd)]
+    found = [str(program()), *_HOST, *_DEVICES, str(shape.kernel.image.parent)]
     return [*found, "/dev/kvm"] if shape.kvm else found
 
 
@@ -112,7 +112,7 @@ def arguments(shape: Shape, plan: Plan) -> list[str]:
         *(("-accel", "kvm", "-cpu", "host") if shape.kvm else ("-accel", "tcg,tb-size=64", "-cpu", "max,-erms")),
         *("-smp", str(shape.cpus), "-m", str(shape.memory_mib)),
         *("-object", msgspec.json.encode(memory).decode()),
-        *("-kernel", str(shape.kernel.image), "-initrd", str(shape.kernel.initrd), "-append", _KERNEL_LINE),
+        *_boot(shape, plan),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=line,fd={LINE_FD}"),
         *("-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,nr=1,chardev=line,name=hutch"),
@@ -126,6 +126,14 @@ def arguments(shape: Shape, plan: Plan) -> list[str]:
     # Errors go to the guest: otherwise a full disk of the host would stop it.
     argv += ["-device", "virtio-blk-pci,drive=disk,werror=report,rerror=report"]
     return [*argv, "-incoming", "defer"] if plan.incoming else argv
+
+
+def _boot(shape: Shape, plan: Plan) -> list[str]:
+    """A machine whose state is loaded boots nothing, but it must have been given a kernel, or its devices differ. The
+    beginning of one will do: what the emulator has read of it stays in its memory."""
+    if plan.incoming:
+        return ["-kernel", str(shape.kernel.stub), "-append", _KERNEL_LINE]
+    return ["-kernel", str(shape.kernel.image), "-initrd", str(shape.kernel.initrd), "-append", _KERNEL_LINE]
 
 
 def _disk(plan: Plan) -> tuple[list[dict[str, Any]], int]:
