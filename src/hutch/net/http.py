@@ -74,7 +74,7 @@ class Exchange:
         if not isinstance(request, h11.Request):
             return False
         name = await self._judge(request)
-        if self._upstream is None or name != self._name:
+        if self._upstream is None or name != self._name or not self._upstream.is_quiet():
             self._drop_upstream()
             try:
                 self._upstream = await self._peers.open(name)
@@ -134,12 +134,15 @@ class Exchange:
     async def _answer(self, upstream: Link) -> h11.Response | h11.InformationalResponse:
         """Return the response, or the consent to another protocol."""
         while True:
-            event = await self._next(self._client, upstream)
+            try:
+                event = await self._next(self._client, upstream)
+            except (OSError, h11.RemoteProtocolError):
+                event = None
             if isinstance(event, h11.Response):
                 kept = [pair for pair in event.headers if pair[0] not in _HOP_BY_HOP]
                 return h11.Response(status_code=event.status_code, headers=kept, reason=event.reason)
             if not isinstance(event, h11.InformationalResponse):
-                await self._deny(502, "the peer ended without an answer")
+                await self._deny(502, "the peer gave no answer")
             elif event.status_code == _SWITCHING:
                 return event
 

@@ -23,6 +23,9 @@ class Link(Protocol):
     async def send(self, data: bytes) -> None:
         """Send all of it."""
 
+    def is_quiet(self) -> bool:
+        """Whether nothing is there to be received, not even the end."""
+
     def end(self) -> None:
         """Say that nothing more will be sent."""
 
@@ -50,6 +53,18 @@ class PlainLink:
     async def send(self, data: bytes) -> None:
         """See `Link`."""
         await self._loop.sock_sendall(self._socket, data)
+
+    def is_quiet(self) -> bool:
+        """See `Link`."""
+        if self._beginning:
+            return False
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def end(self) -> None:
         """See `Link`."""
@@ -100,6 +115,10 @@ class TlsLink:
         """See `Link`."""
         self._tls.write(data)
         await self._flush()
+
+    def is_quiet(self) -> bool:
+        """See `Link`. Records that are not data (tickets of a session) count as noise, which costs a connection."""
+        return not self._tls.pending() and self._below.is_quiet()
 
     def end(self) -> None:
         """See `Link`. TLS ends in both directions at once, so this closes."""

@@ -39,7 +39,7 @@ from hutch.runtime.lives import ALIVE, Lives, describe
 from hutch.runtime.spec import build_spec, check_spec, resolve
 from hutch.runtime.vault import Vault, environment, install, without_values
 from hutch.state import BoxRecord, Store
-from hutch.types import BoxSpec, BoxState, Isolation
+from hutch.types import BoxSpec, BoxState, Isolation, NetPolicy
 
 if TYPE_CHECKING:
     import builtins
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from hutch.engine.base import Engine
-    from hutch.types import BoxInfo, ImageInfo, Mount, NetPolicy, Outbound, Progress, PublishedPort, Secret
+    from hutch.types import BoxInfo, ImageInfo, Mount, Outbound, Progress, PublishedPort, Secret
 
 log = logging.getLogger("hutch.runtime")
 
@@ -284,7 +284,7 @@ class LocalRuntime:
         async with self.disks.using():
             contents, disks = await archive.read(check_path("the archive", path), self.home, self.engines.container)
             now = time.time()
-            spec = msgspec.structs.replace(contents.spec, name=name, mounts=(), detach=False)
+            spec = msgspec.structs.replace(contents.spec, name=name, mounts=(), network=NetPolicy(), detach=False)
             record = msgspec.structs.replace(
                 self._unstarted(contents, now),
                 id=new_id(),

@@ -1,0 +1,119 @@
+"""--network, --allow-net, --secret, -p; net show, set, log; port-forward."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from hutch.cli import options
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Tool
+
+pytestmark = pytest.mark.root
+
+
+def test_a_box_has_no_network_unless_asked(hutch: Tool) -> None:
+    hutch("create", "--name", "box", "busybox")
+    assert hutch.text("net", "show", "box") == "outbound: disabled"
+    assert hutch.json("net", "show", "box", "--json") == {"outbound": "disabled", "allow": [], "ports": []}
+
+
+def test_options_become_a_policy(hutch: Tool) -> None:
+    hutch("create", "--name", "list", "--allow-net", "example.com:443", "--allow-net", "10.0.0.0/8", "busybox")
+    assert hutch.text("net", "show", "list").splitlines() == [
+        "outbound: allow-list",
+        "allow: example.com:443",
+        "allow: 10.0.0.0/8",
+    ]
+    hutch("create", "--name", "all", "--network", "enabled", "-p", "127.0.0.1:8080:80", "-p", "81", "busybox")
+    assert hutch.text("net", "show", "all").splitlines() == [
+        "outbound: enabled",
+        "port: 127.0.0.1:8080 -> 80",
+        "port: 127.0.0.1:any -> 81",
+    ]
+    hutch("net", "set", "all", "--allow-net", "*.example.com")
+    assert hutch.json("net", "show", "all", "--json")["allow"] == ["*.example.com"]
+    hutch("net", "set", "all", "--network", "disabled")
+    assert hutch.json("net", "show", "all", "--json")["outbound"] == "disabled"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--network", "maybe"), "none of enabled, disabled"),
+        (("--network", "disabled", "--allow-net", "a.com"), "--allow-net: has no meaning"),
+        (("-p", "0"), "is not [[ADDRESS:]HOST_PORT:]PORT"),
+        (("-p", "1:2:3:4"), "is not [[ADDRESS:]HOST_PORT:]PORT"),
+        (("--secret", "KEY=value"), "a secret is NAME=VALUE@HOST"),
+        (("--secret", "HUTCH_UNSET@a.com"), "HUTCH_UNSET is not set"),
+    ],
+)
+def test_usage_errors(hutch: Tool, words: tuple[str, ...], message: str) -> None:
+    done = hutch("create", *words, "busybox", code=2)
+    assert message in done.stderr.decode()
+    assert not hutch.boxes()
+
+
+def test_a_malformed_rule_is_an_error_before_anything_is_made(hutch: Tool) -> None:
+    done = hutch("create", "--allow-net", "a b", "busybox", code=1)
+    assert b"'a b' is not a rule for a network" in done.stderr
+    assert not hutch.boxes()
+    done = hutch("net", "set", "nothing", code=2)
+    assert b"nothing to change" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("80", (80, 0, "127.0.0.1")),
+        ("8080:80", (80, 8080, "127.0.0.1")),
+        (":80", (80, 0, "127.0.0.1")),
+        ("0.0.0.0:8080:80", (80, 8080, "0.0.0.0")),
+        ("[::1]:8080:80", (80, 8080, "::1")),
+    ],
+)
+def test_published_ports(text: str, expected: tuple[int, int, str]) -> None:
+    assert options.publish(text) == expected
+
+
+def test_secrets_are_not_shown(hutch: Tool) -> None:
+    assert options.secret("KEY=a@b=c@x.com,y.com") == ("KEY", "a@b=c", ("x.com", "y.com"))
+    hutch("create", "--name", "box", "--secret", "KEY@example.com", "busybox", KEY="trove-7")
+    shown = hutch.text("inspect", "box")
+    assert "trove-7" not in shown and json.loads(shown)[0]["secrets"][0]["hosts"] == ["example.com"]
+    assert hutch.text("exec", "box", "sh", "-c", "echo $KEY") == "<HUTCH_SECRET:KEY>"
+
+
+def test_what_was_refused_is_told(hutch: Tool) -> None:
+    hutch("create", "--name", "box", "--allow-net", "192.0.2.99", "busybox")
+    hutch("exec", "box", "sh", "-c", "echo x | nc -w 5 198.51.100.9 80", code=None)
+    (line,) = hutch.text("net", "log", "box").splitlines()
+    assert line.endswith("tcp 198.51.100.9:80: the policy has no rule for the address")
+    (entry,) = hutch.json("net", "log", "box", "--json")
+    assert entry["peer"] == "198.51.100.9:80"
+
+
+def test_a_port_is_forwarded_until_a_signal(hutch: Tool, read_line: Any, finish: Any) -> None:
+    hutch("create", "--name", "box", "busybox")
+    hutch("exec", "-d", "box", "nc", "-ll", "-p", "8080", "-e", "cat")
+    process = hutch.popen("port-forward", "box", "8080")
+    address, arrow, port = read_line(process).decode().split()
+    assert (arrow, port) == ("->", "8080")
+    host, _, number = address.rpartition(":")
+    for _ in range(50):
+        with socket.create_connection((host, int(number)), timeout=10) as connection:
+            connection.sendall(b"hello")
+            try:
+                if connection.recv(5) == b"hello":
+                    break
+            except ConnectionResetError:  # nc does not listen yet
+                continue
+    else:
+        pytest.fail("nothing came back")
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
