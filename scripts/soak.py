@@ -53,6 +53,8 @@ SHARE = 0.1
 PATIENCE = 120.0
 # In less time the processes have hardly warmed up.
 SHORTEST_TO_JUDGE = 600.0
+# A process that was killed is back by then.
+GRACE = 30.0
 SPARE_DESCRIPTORS = 8
 SPARE_MEMORY = 4 << 20
 
@@ -167,7 +169,7 @@ class Soak:
             except (HutchError, httpx2.HTTPError, WebSocketException, OSError) as error:
                 self.refused[f"{name}: {type(error).__name__}"] += 1
                 # Once nobody is killed any more, only what is made once may fail, with the connection that it is on.
-                if self.at > self.killing + 10 and name not in ("box", "plain"):
+                if self.at > self.killing + GRACE and name not in ("box", "plain"):
                     self.wrong.append(f"{name}: {type(error).__name__}: {error}")
                 await anyio.sleep(0.1)
 

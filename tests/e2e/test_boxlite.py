@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.root, pytest.mark.anyio]
 _BOX = re.compile(rb'"box_id":"([^"]+)"')
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "census", "census_with_cuts"])
 async def test_published_client(fleet: Fleet, case: str) -> None:
     def note(data: bytes) -> None:
         fleet.made.update(found.decode() for found in _BOX.findall(data))

@@ -109,3 +109,16 @@ def test_the_end_tells_whether_memory_ran_out(killed: bool, cut: int) -> None:
 def test_an_agent_that_speaks_of_something_else_is_cut_off(frame: bytes) -> None:
     with pytest.raises(FrameError):
         Downward(ME).feed(frame)
+
+
+def test_after_a_turn_only_the_new_execution_counts_and_late_words_about_the_one_before_are_dropped() -> None:
+    gate, late = Downward(ME), encode(proto.Reply.STDIN_CLOSED, b"", exec_id=ME)
+    gate.turn(OTHER)
+    data = encode(proto.Reply.DATA, b"12345678x", stream=1, exec_id=OTHER)
+    answer = encode(proto.Reply.OK, b"", req=3)
+    assert bytes(gate.feed(late + data + late + answer)) == data + answer
+    up = Upward(ME, HELLO)
+    up.turn(OTHER)
+    assert up.feed(proto.ack(OTHER, 1, 5))[0] == proto.ack(OTHER, 1, 5)
+    with pytest.raises(FrameError):
+        up.feed(proto.ack(ME, 1, 5))

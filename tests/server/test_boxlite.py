@@ -34,8 +34,6 @@ CASES = (
     "sync_simple_box",
     "cut_before_exit",
     "cut_before_output",
-    "census",
-    "census_with_cuts",
 )
 
 
