@@ -592,6 +592,7 @@ class LocalBox:
             oom_kills=lambda: self._oom_kills(self._runtime.home.box(self.id)),
             paused=lambda: self._lives.record(self.id).state is BoxState.PAUSED,
             forget=forget,
+            own_channel=own_channel,
         )
 
     def _forget_watcher(self, execution: LocalExecution) -> None:

@@ -58,6 +58,7 @@ class Host:
         oom_kills: Callable[[], int | None],
         paused: Callable[[], bool],
         forget: Callable[[LocalExecution], None],
+        own_channel: bool,
     ) -> None:
         # The box's id, for messages.
         self.box = box
@@ -69,6 +70,8 @@ class Host:
         self.paused = paused
         # Called once, when the execution has finished or was closed.
         self.forget = forget
+        # Whether the channels are this execution's alone, which then closes them.
+        self.own_channel = own_channel
 
 
 class LocalExecution:
@@ -490,6 +493,8 @@ class LocalExecution:
             self._fail(error)
             return
         if self._done.is_set():
+            if channel is not None and self._host.own_channel:
+                channel.close()
             return
         if channel is not None:
             self.move(channel)

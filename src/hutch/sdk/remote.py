@@ -89,9 +89,9 @@ class RemoteRuntime:
             async with anyio.create_task_group() as tasks:
                 for box_id, remove in self._own.items():
                     tasks.start_soon(self._end, box_id, remove)
-            await self.http.close()
             if self._tasks is not None:
                 self._tasks.cancel_scope.cancel()
+            await self.http.close()
 
     # Boxes.
 

@@ -112,4 +112,6 @@ async def dial(http: Http, box_id: str, exec_id: str, watcher: str, oom_kills: i
     path = f"/v1/boxes/{quote(box_id, safe='')}/executions/{quote(exec_id, safe='')}/relay?watcher={quote(watcher)}"
     if oom_kills is not None:
         path += f"&oom_kills={oom_kills}"
-    return await WebSocket.dial(http.url + http.path(path), http.headers)
+    link = await WebSocket.dial(http.url + http.path(path), http.headers)
+    http.sockets.add(link)
+    return link

@@ -7,6 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+from weakref import WeakSet
 
 import anyio
 import httpx2
@@ -25,6 +26,8 @@ from hutch.types import Progress
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from hutch.sdk.remote_socket import WebSocket
+
 T = TypeVar("T")
 
 # A server that works on an answer shows every five seconds that it is there.
@@ -33,6 +36,7 @@ _LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64, keep
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _PREFIX = re.compile(r"[A-Za-z0-9._~-]*(/[A-Za-z0-9._~-]+)*\Z")
 _UNPREFIXED = ("/v1/me", "/v1/config", "/v1/health")
+_FINISH_SECONDS = 1.0
 STREAM_TYPE = "application/x-ndjson"
 
 
@@ -53,6 +57,8 @@ class Http:
         self._prefix = f"/{prefix}" if prefix else ""
         self._patience = patience
         self.headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        # The WebSockets beside the pool.
+        self.sockets: WeakSet[WebSocket] = WeakSet()
         self._client = httpx2.AsyncClient(
             base_url=self.url, headers=self.headers, timeout=_TIMEOUT, limits=_LIMITS, trust_env=False
         )
@@ -63,6 +69,9 @@ class Http:
 
     async def close(self) -> None:
         """Close all connections. Idempotent."""
+        async with anyio.create_task_group() as tasks:
+            for link in list(self.sockets):
+                tasks.start_soon(link.finish, _FINISH_SECONDS)
         await self._client.aclose()
 
     async def get(self, path: str, kind: type[T], **query: object) -> T:

@@ -41,6 +41,7 @@ class WebSocket(asyncio.Protocol):
         self._headers = headers
         self._transport: asyncio.Transport | None = None
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gone = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
         self._fragments: list[bytes | bytearray] = []
@@ -109,6 +110,15 @@ class WebSocket(asyncio.Protocol):
                 self._flush()
             self._transport.close()
 
+    async def finish(self, seconds: float) -> None:
+        """Close, and wait until what was sent is gone, at most so long; then it is thrown away."""
+        self.close()
+        if self._transport is not None:
+            with anyio.move_on_after(seconds):
+                await self._gone.wait()
+            self._transport.abort()
+            await self._gone.wait()
+
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -131,6 +141,7 @@ class WebSocket(asyncio.Protocol):
         self._events()
 
     def connection_lost(self, error: Exception | None) -> None:
+        self._gone.set()
         if not self._opened.done():
             self._opened.set_exception(self._protocol.handshake_exc or error or ConnectionResetError("connection lost"))
             self._opened.exception()

@@ -81,6 +81,9 @@ class WatchedBox(RemoteDoors):
                 if not self.lines.give(channel):
                     channel.close()
                 raise
+            except BaseException:
+                channel.close()
+                raise
         else:
             launched = await self._launch(body)
         return await self._watch(
@@ -116,6 +119,7 @@ class WatchedBox(RemoteDoors):
             oom_kills=lambda: None,
             paused=lambda: False,
             forget=self._forget,
+            own_channel=True,
         )
         execution = RemoteExecution(
             host,
