@@ -91,4 +91,4 @@ async def connect_patiently(directory: Path) -> socket.socket:
 def alive(directory: Path) -> Record | None:
     """Return the record of a box that runs, ``None`` of one that does not."""
     entry = read(directory)
-    return entry if entry is not None and entry.process is not None and entry.process.alive() else None
+    return entry if entry is not None and entry.process is not None and entry.process.runs() else None

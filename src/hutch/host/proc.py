@@ -23,9 +23,18 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+_PF_EXITING = 0x4
+"""A flag of a process that is past the point of return (include/linux/sched.h)."""
+
+
 def start_time(pid: int) -> int | None:
-    """Return when a live process started, in clock ticks since the boot; ``None`` when it is gone or a zombie
-    (proc_pid_stat(5))."""
+    """Return when a live process started, in clock ticks since the boot; ``None`` when it is gone or a zombie."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Return what follows the name in a live process's ``stat`` file (proc_pid_stat(5))."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -37,7 +46,7 @@ def start_time(pid: int) -> int | None:
     finally:
         os.close(fd)
     fields = text[text.rindex(b")") + 2 :].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return None if fields[0] in (b"Z", b"X") else fields
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -56,6 +65,11 @@ class Process(msgspec.Struct, frozen=True):
     def alive(self) -> bool:
         """Whether it still runs (a zombie does not)."""
         return self.boot == boot_id() and start_time(self.pid) == self.started
+
+    def runs(self) -> bool:
+        """Whether it is alive and does not end just now: that may take a while in which it answers nobody."""
+        fields = _stat(self.pid) if self.boot == boot_id() else None
+        return fields is not None and int(fields[19]) == self.started and not int(fields[6]) & _PF_EXITING
 
     def pidfd(self) -> int | None:
         """Return a new descriptor that stands for exactly this process, or ``None`` when it has ended."""

@@ -111,7 +111,7 @@ class ContainerEngine:
     def observe(self, directory: Path) -> Observed:
         """See `hutch.engine.base.Engine.observe`."""
         entry = record.read(directory)
-        if entry is None or entry.process is None or not entry.process.alive():
+        if entry is None or entry.process is None or not entry.process.runs():
             return Observed(running=False)
         return Observed(running=True, pid=entry.process.pid)
 
