@@ -239,14 +239,6 @@ async def test_a_full_disk_of_the_host_is_an_error_in_the_box(vm: VmEngine, root
         subprocess.run(["umount", small], check=True)
 
 
-async def test_a_guest_that_breaks_the_line_ends(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
-    """The box's root rules its kernel, so it may write to the port whatever it likes: the box ends, nothing else."""
-    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
-        await box.spawn("kill -STOP $$ & for p in /dev/vport*; do printf '%064d' 0 > $p; done; sleep 1000")
-        async with running(vm, plan(tmp_path / "other", rootfs)) as other:
-            assert (await other.sh("echo fine")).out == "fine\n"
-
-
 async def test_mounts_are_refused(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="mounts"):
         await vm.start(plan(tmp_path / "box", rootfs, mounts=[MountPlan(tmp_path, "/data")]))

@@ -30,3 +30,14 @@ def test_census() -> None:
 @pytest.mark.timeout(240)
 def test_crash() -> None:
     assert run("crash.py", "--rounds", "15", seconds=200).startswith("15 rounds, 0 findings")
+
+
+@pytest.mark.timeout(240)
+def test_census_of_vms() -> None:
+    arguments = ("--isolation", "vm", "--boxes", "2", "--count", "120")
+    assert run("census.py", *arguments, seconds=200).startswith("120 executions, 0 deviations")
+
+
+@pytest.mark.timeout(240)
+def test_crash_of_vms() -> None:
+    assert run("crash.py", "--isolation", "vm", "--rounds", "2", seconds=200).startswith("2 rounds, 0 findings")
