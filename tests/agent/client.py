@@ -39,6 +39,7 @@ class Kind(enum.IntEnum):
     SHM = 14
     PING = 15
     SYNC = 16
+    CLOCK = 17
     HELLO_OK = 64
     STARTED = 65
     ATTACHED = 66

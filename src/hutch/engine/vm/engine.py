@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -198,9 +199,13 @@ class VmEngine:
             await monitor.command("stop")
 
     async def thaw(self, directory: Path) -> None:
-        """See `hutch.engine.base.Engine.thaw`."""
+        """See `hutch.engine.base.Engine.thaw`. The guest's clock, which stood still, is set."""
         async with qmp.monitor(directory) as monitor:
             await monitor.command("cont")
+        try:
+            await self._ask(directory, agentproto.clock(time.time_ns(), req=1), "its clock is late")
+        except UpstreamUnavailableError as error:
+            log.warning("%s", error)
 
     def usage(self, directory: Path) -> Usage:
         """See `hutch.engine.base.Engine.usage`. What the emulator takes, seen from the host."""
@@ -258,9 +263,12 @@ class VmEngine:
 
     async def _sync(self, directory: Path) -> None:
         """Let the guest write to its disk all that its programs have written. Raises `UpstreamUnavailableError`."""
+        await self._ask(directory, agentproto.simple(agentproto.Request.SYNC, req=1), "its disk may lack writes")
+
+    async def _ask(self, directory: Path, request: bytes, else_: str) -> None:
         with anyio.move_on_after(SYNC_SECONDS):
             with await self.connect(directory) as connection:
-                connection.send(agentproto.simple(agentproto.Request.SYNC, req=1))
+                connection.send(request)
                 decoder = frames.Decoder()
                 while True:
                     await anyio.wait_readable(connection)
@@ -270,7 +278,7 @@ class VmEngine:
                     for frame in decoder.receive(data):
                         if frame.req == 1:
                             return
-        raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; its disk may lack writes")
+        raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; {else_}")
 
 
 def _without_kvm(shape: Shape, cause: Exception) -> Shape:
