@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hutch.types import BoxSpec
 
 PROGRAM = "qemu-system-x86_64"
-NO_MOUNTS = "VMs have no mounts and volumes yet; use isolation 'container', or copy files in"
 
 
 class Engines:
@@ -61,6 +60,8 @@ class Engines:
         if spec.isolation is Isolation.CONTAINER:
             return Isolation.CONTAINER
         if spec.isolation is Isolation.VM:
+            from hutch.engine.vm.engine import NO_MOUNTS
+
             self.vm.check()
             if spec.mounts:
                 raise UnsupportedError(NO_MOUNTS)
@@ -69,7 +70,8 @@ class Engines:
 
     async def prefer_vm(self) -> bool:
         """Whether boxes are VMs unless they ask for something else: where KVM really works, and a kernel is there."""
-        return self._given is None and shutil.which(PROGRAM) is not None and await self.vm.preferable()
+        possible = self._given is None and (self._home.vm / "kernels/current").exists() and shutil.which(PROGRAM)
+        return bool(possible) and await self.vm.preferable()
 
     async def describe_vm(self) -> str:
         """Say what VMs are like here."""

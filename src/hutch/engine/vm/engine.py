@@ -42,6 +42,7 @@ DEFAULT_MEMORY_MIB = 512
 LEAST_MEMORY_MIB = 96
 _KVM_DEVICE = "10:232"
 _TAIL = 2000
+NO_MOUNTS = "VMs have no mounts and volumes yet; use isolation 'container', or copy files in"
 
 
 class VmEngine:
@@ -66,7 +67,7 @@ class VmEngine:
         """See `hutch.engine.base.Engine.start`. Raises `UnsupportedError` for what only containers can."""
         check_plan(plan)
         if plan.mounts:
-            raise UnsupportedError("VMs have no mounts and volumes yet; use isolation 'container', or copy files in")
+            raise UnsupportedError(NO_MOUNTS)
         if self.observe(plan.directory).running:
             raise InvalidStateError(f"box {plan.box_id} runs already")
         await self.kill(plan.directory)  # what an end without us has left
@@ -93,7 +94,7 @@ class VmEngine:
         report(Progress(phase="template", item=f"{shape.memory_mib} MiB"))
         try:
             await self.templates.ensure(shape)
-        except HutchError as error:
+        except EngineError as error:
             if not shape.kvm:
                 raise
             shape = _without_kvm(shape, error)
@@ -126,7 +127,7 @@ class VmEngine:
                 return await self._boot(plan, shape, chain, group, template)
             except BoxFault:
                 raise
-            except (HutchError, TimeoutError) as error:
+            except (EngineError, UpstreamUnavailableError, TimeoutError) as error:
                 await self.templates.discard(template, error)
                 await self._end_process(plan.directory)
             finally:
@@ -135,7 +136,7 @@ class VmEngine:
             return await self._boot(plan, shape, chain, group, None)
         except BoxFault:
             raise
-        except (HutchError, TimeoutError) as error:
+        except (EngineError, TimeoutError) as error:
             if shape.kvm:
                 await self._end_process(plan.directory)
                 return await self._launch(plan, _without_kvm(shape, error), chain, group)
