@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 BASE_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools make
-DEMO_PACKAGES := $(BASE_PACKAGES) mmdebstrap busybox-static nftables docker-registry skopeo umoci qemu-system-x86 e2fsprogs
-TEST_PACKAGES := $(DEMO_PACKAGES) clang libclang-rt-14-dev uidmap iproute2 zsh fish
+DEMO_PACKAGES := $(BASE_PACKAGES) mmdebstrap busybox-static nftables docker-registry skopeo umoci
+VM_PACKAGES := qemu-system-x86 e2fsprogs
+TEST_PACKAGES := $(DEMO_PACKAGES) $(VM_PACKAGES) clang libclang-rt-14-dev uidmap iproute2 zsh fish
 
 .PHONY: demo test lint unit agent-test fuzz two-sided census chain-census crash soak api-fuzz bench lock clean
 
@@ -52,7 +53,7 @@ crash: .venv/ready ## 100 rounds of kill -9, nothing left, nothing lost
 	$(BIN)/python scripts/crash.py
 
 bench: .venv/ready ## measure, next to the alternatives; writes bench/results/
-	@scripts/setup.sh $(DEMO_PACKAGES)
+	@scripts/setup.sh $(DEMO_PACKAGES) $(VM_PACKAGES)
 	@scripts/bench-peers.sh
 	$(BIN)/python -m bench
 

@@ -281,7 +281,7 @@ static void act(const struct line_frame *frame)
         mainlog_write(payload[0], get64(payload + 1), &place, 1, size - 9);
     } else if (frame->type == LINE_EXIT && size == 13) {
         mainlog_exit((int32_t)get32(payload), payload[4] == 1, get64(payload + 5));
-    } else if (frame->type == LINE_OFF && committed && !off) {
+    } else if (frame->type == LINE_OFF && !off) {
         off = true;
         kill(keeper->emulator, SIGTERM); /* it writes what its disks still owe */
         timer_set(&patience, loop_now() + END_MS);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "conn.h"
@@ -167,12 +168,25 @@ static void sync_disk(struct conn *conn, const struct frame *frame)
         close(root);
 }
 
+/* A VM's clock stands still while the VM does. A container's is the host's. */
+static void set_clock(struct conn *conn, const struct frame *frame)
+{
+    uint64_t now = get64(frame->payload);
+    struct timespec time = {(time_t)(now / 1000000000u), (long)(now % 1000000000u)};
+    if (!conn->number)
+        conn_fail(conn, frame->req, frame->id, F_UNSUPPORTED, 0, "the clock is the host's");
+    else if (clock_settime(CLOCK_REALTIME, &time) < 0)
+        conn_fail(conn, frame->req, frame->id, F_INVALID, (uint16_t)errno, strerror(errno));
+    else
+        conn_reply(conn, frame, OK, NULL, 0);
+}
+
 /* Exact sizes of the payloads, or the bounds where they vary. */
 static const struct {
     uint32_t least, most;
 } payload_size[REQUEST_LAST + 1] = {
     [HELLO] = {4, 4}, [START] = {1, FRAME_PAYLOAD_MAX}, [ATTACH] = {17, 17}, [DETACH] = {1, 1}, [ACK] = {8, 8},
-    [STDIN] = {1, FRAME_PAYLOAD_MAX}, [SIGNAL] = {4, 4}, [RESIZE] = {4, 4}, [POWEROFF] = {8, 8}, [PING] = {0, 64},
+    [STDIN] = {1, FRAME_PAYLOAD_MAX}, [SIGNAL] = {4, 4}, [RESIZE] = {4, 4}, [POWEROFF] = {8, 8}, [PING] = {0, 64}, [CLOCK] = {8, 8},
 };
 
 bool request_handle(struct conn *conn, const struct frame *frame)
@@ -201,6 +215,7 @@ bool request_handle(struct conn *conn, const struct frame *frame)
     case POWEROFF: poweroff(conn, frame); break;
     case SHM: watch_share(conn, frame); break;
     case SYNC: sync_disk(conn, frame); break;
+    case CLOCK: set_clock(conn, frame); break;
     case PING: conn_reply(conn, frame, PONG, frame->payload, frame->length); break;
     }
     return true;

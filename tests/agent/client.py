@@ -38,6 +38,8 @@ class Kind(enum.IntEnum):
     POWEROFF = 13
     SHM = 14
     PING = 15
+    SYNC = 16
+    CLOCK = 17
     HELLO_OK = 64
     STARTED = 65
     ATTACHED = 66

@@ -160,3 +160,8 @@ def test_descriptors_do_not_leak(agent: Agent, client: Client) -> None:
         client.run(f"c{number}", shell("echo x", tty=(24, 80), flags=5))
         client.run(f"d{number}", shell("exec 0<&-", flags=5))
     assert count() == before
+
+
+def test_sync_answers_when_the_disk_has_everything(agent: Agent, client: Client) -> None:
+    assert client.request(Kind.SYNC).type == Kind.OK
+    assert client.request(Kind.SYNC, b"payload").failure[0] == Fault.INVALID

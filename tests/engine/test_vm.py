@@ -187,12 +187,13 @@ async def test_freeze_and_thaw(vm: VmEngine, rootfs: Path, tmp_path: Path) -> No
         await vm.freeze(box.directory)
         before = vm.usage(box.directory).cpu_seconds
         await vm.copy_upper(box.directory, tmp_path / "copy")
-        await anyio.sleep(0.5)
+        await anyio.sleep(2)  # nothing happens, which gives no event
         after = vm.usage(box.directory).cpu_seconds
         assert before is None or after is None or after - before < 0.2
         await vm.thaw(box.directory)
         await vm.thaw(box.directory)
         assert (await box.sh("cat /f")).out == "frozen\n"
+        assert abs(int((await box.sh("date +%s")).out) - time.time()) < 2
         await vm.freeze(box.directory)
     copy = Lower(tmp_path / "copy", owned_by_box=True)
     async with running(vm, plan(tmp_path / "second", rootfs, lowers=[copy])) as box:
@@ -237,14 +238,6 @@ async def test_a_full_disk_of_the_host_is_an_error_in_the_box(vm: VmEngine, root
             assert (await box.sh("echo alive")).out == "alive\n"
     finally:
         subprocess.run(["umount", small], check=True)
-
-
-async def test_a_guest_that_breaks_the_line_ends(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
-    """The box's root rules its kernel, so it may write to the port whatever it likes: the box ends, nothing else."""
-    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
-        await box.spawn("kill -STOP $$ & for p in /dev/vport*; do printf '%064d' 0 > $p; done; sleep 1000")
-        async with running(vm, plan(tmp_path / "other", rootfs)) as other:
-            assert (await other.sh("echo fine")).out == "fine\n"
 
 
 async def test_mounts_are_refused(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:

@@ -41,3 +41,14 @@ def test_chain_census() -> None:
 def test_soak() -> None:
     """Too short to judge growth by; but nothing may be wrong, hang, or be left behind."""
     assert "0 problems" in run("soak.py", "--minutes", "0.25", seconds=120)
+
+
+@pytest.mark.timeout(240)
+def test_census_of_vms() -> None:
+    arguments = ("--isolation", "vm", "--boxes", "2", "--count", "120")
+    assert run("census.py", *arguments, seconds=200).startswith("120 executions, 0 deviations")
+
+
+@pytest.mark.timeout(240)
+def test_crash_of_vms() -> None:
+    assert run("crash.py", "--isolation", "vm", "--rounds", "2", seconds=200).startswith("2 rounds, 0 findings")

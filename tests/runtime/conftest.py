@@ -57,6 +57,32 @@ class RuntimeOf(LocalRuntime):
         return await super().create(image, **{"isolation": self.isolation, **options})
 
 
+# A cross-section, so that the suite stays quick; HUTCH_TEST_ISOLATION=vm runs all tests over VMs.
+ON_VMS_TOO = {
+    "test_1_1_parallel_commands_get_their_own_output_whole",
+    "test_1_5_close_breaks_a_drain_and_tells_the_exit_code",
+    "test_1_7_a_full_pipe_at_the_exit_is_delivered_to_a_slow_sink",
+    "test_2_1_a_slow_sink_blocks_its_own_stream_and_nothing_else",
+    "test_2_4_input_arrives_whole_and_in_order",
+    "test_3_4_killing_the_host_process_in_mid_stream_loses_nothing",
+    "test_4_2_timeout_terminates_the_whole_group_and_delivers_what_was_written",
+    "test_4_5_several_processes_race_for_the_first_exec",
+    "test_4_6_hangup_and_interrupt_reach_the_terminal",
+    "test_a_box_that_was_killed_from_outside_is_marked_with_the_reason",
+    "test_a_clone_has_the_files_and_goes_its_own_way",
+    "test_export_and_import",
+    "test_main_command_logs_and_exit_code",
+    "test_snapshot_and_restore",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the cross-section over both kinds of boxes."""
+    chosen = metafunc.function.__name__ in ON_VMS_TOO and not metafunc.module.__name__.endswith("test_disk_limit")
+    if chosen and "isolation" in metafunc.fixturenames:
+        metafunc.parametrize("isolation", ["container", "vm"])
+
+
 @pytest.fixture
 def isolation() -> str:
     """What the boxes are isolated by: containers, or what HUTCH_TEST_ISOLATION says."""

@@ -43,6 +43,7 @@ class Request(enum.IntEnum):
     SHM = 14
     PING = 15
     SYNC = 16
+    CLOCK = 17
 
 
 class Reply(enum.IntEnum):
@@ -310,6 +311,11 @@ def signal(exec_id: str, signum: int, *, req: int) -> bytes:
 def resize(exec_id: str, rows: int, cols: int, *, req: int) -> bytes:
     """Encode RESIZE."""
     return encode(Request.RESIZE, struct.pack("<HH", rows, cols), req=req, exec_id=exec_id)
+
+
+def clock(unix_ns: int, *, req: int) -> bytes:
+    """Encode CLOCK: set a VM's time of day."""
+    return encode(Request.CLOCK, struct.pack("<Q", unix_ns), req=req)
 
 
 def poweroff(grace: float, signum: int, *, req: int) -> bytes:

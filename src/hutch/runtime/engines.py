@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from hutch.types import BoxSpec
 
 PROGRAM = "qemu-system-x86_64"
-NO_MOUNTS = "VMs have no mounts and volumes yet; use isolation 'container', or copy files in"
 NO_NETWORK = "VMs have no network and published ports yet; use isolation 'container'"
 
 
@@ -71,7 +70,8 @@ class Engines:
 
     async def prefer_vm(self) -> bool:
         """Whether boxes are VMs unless they ask for something else: where KVM really works, and a kernel is there."""
-        return self._given is None and shutil.which(PROGRAM) is not None and await self.vm.preferable()
+        possible = self._given is None and (self._home.vm / "kernels/current").exists() and shutil.which(PROGRAM)
+        return bool(possible) and await self.vm.preferable()
 
     async def describe_vm(self) -> str:
         """Say what VMs are like here."""
@@ -84,5 +84,7 @@ class Engines:
 def vm_problem(spec: BoxSpec) -> str | None:
     """Return what a specification asks for that a VM cannot be yet."""
     if spec.mounts:
+        from hutch.engine.vm.engine import NO_MOUNTS
+
         return NO_MOUNTS
     return NO_NETWORK if is_served(spec) else None

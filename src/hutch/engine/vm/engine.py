@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -41,6 +42,7 @@ DEFAULT_MEMORY_MIB = 512
 LEAST_MEMORY_MIB = 96
 _KVM_DEVICE = "10:232"
 _TAIL = 2000
+NO_MOUNTS = "VMs have no mounts and volumes yet; use isolation 'container', or copy files in"
 
 
 class VmEngine:
@@ -65,7 +67,7 @@ class VmEngine:
         """See `hutch.engine.base.Engine.start`. Raises `UnsupportedError` for what only containers can."""
         check_plan(plan)
         if plan.mounts:
-            raise UnsupportedError("VMs have no mounts and volumes yet; use isolation 'container', or copy files in")
+            raise UnsupportedError(NO_MOUNTS)
         if self.observe(plan.directory).running:
             raise InvalidStateError(f"box {plan.box_id} runs already")
         await self.kill(plan.directory)  # what an end without us has left
@@ -92,7 +94,7 @@ class VmEngine:
         report(Progress(phase="template", item=f"{shape.memory_mib} MiB"))
         try:
             await self.templates.ensure(shape)
-        except HutchError as error:
+        except EngineError as error:
             if not shape.kvm:
                 raise
             shape = _without_kvm(shape, error)
@@ -125,7 +127,7 @@ class VmEngine:
                 return await self._boot(plan, shape, chain, group, template)
             except BoxFault:
                 raise
-            except (HutchError, TimeoutError) as error:
+            except (EngineError, UpstreamUnavailableError, TimeoutError) as error:
                 await self.templates.discard(template, error)
                 await self._end_process(plan.directory)
             finally:
@@ -134,7 +136,7 @@ class VmEngine:
             return await self._boot(plan, shape, chain, group, None)
         except BoxFault:
             raise
-        except (HutchError, TimeoutError) as error:
+        except (EngineError, TimeoutError) as error:
             if shape.kvm:
                 await self._end_process(plan.directory)
                 return await self._launch(plan, _without_kvm(shape, error), chain, group)
@@ -202,9 +204,13 @@ class VmEngine:
             await monitor.command("stop")
 
     async def thaw(self, directory: Path) -> None:
-        """See `hutch.engine.base.Engine.thaw`."""
+        """See `hutch.engine.base.Engine.thaw`. The guest's clock, which stood still, is set."""
         async with qmp.monitor(directory) as monitor:
             await monitor.command("cont")
+        try:
+            await self._ask(directory, agentproto.clock(time.time_ns(), req=1), "its clock is late")
+        except UpstreamUnavailableError as error:
+            log.warning("%s", error)
 
     def usage(self, directory: Path) -> Usage:
         """See `hutch.engine.base.Engine.usage`. What the emulator takes, seen from the host."""
@@ -262,9 +268,12 @@ class VmEngine:
 
     async def _sync(self, directory: Path) -> None:
         """Let the guest write to its disk all that its programs have written. Raises `UpstreamUnavailableError`."""
+        await self._ask(directory, agentproto.simple(agentproto.Request.SYNC, req=1), "its disk may lack writes")
+
+    async def _ask(self, directory: Path, request: bytes, else_: str) -> None:
         with anyio.move_on_after(SYNC_SECONDS):
             with await self.connect(directory) as connection:
-                connection.send(agentproto.simple(agentproto.Request.SYNC, req=1))
+                connection.send(request)
                 decoder = frames.Decoder()
                 while True:
                     await anyio.wait_readable(connection)
@@ -274,7 +283,7 @@ class VmEngine:
                     for frame in decoder.receive(data):
                         if frame.req == 1:
                             return
-        raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; its disk may lack writes")
+        raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; {else_}")
 
 
 def _without_kvm(shape: Shape, cause: Exception) -> Shape:

@@ -68,7 +68,7 @@ def program() -> Path:
     """Return the emulator. Raises `EngineError` when it is not installed."""
     found = shutil.which(PROGRAM)
     if found is None:
-        raise EngineError(f"{PROGRAM} is missing; install the Debian packages qemu-system-x86 and qemu-utils")
+        raise EngineError(f"{PROGRAM} is missing; install the Debian package qemu-system-x86")
     return Path(found).resolve()
 
 

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ log = logging.getLogger("hutch.engine.vm")
 
 BOOT_SECONDS = 60.0
 KVM_BOOT_SECONDS = 15.0
+RETRY_SECONDS = 300.0
 KEPT = 8
 _LOCK_SECONDS = 120.0
 
@@ -76,8 +78,8 @@ class Templates:
         self._agent = agent
         # When not set, boxes boot.
         self.enabled = True
-        # Shapes of which this process could not make a template: boxes boot.
-        self._failed: set[str] = set()
+        # Shapes whose template failed, and until when boxes boot instead.
+        self._failed: dict[str, float] = {}
 
     async def obtain(self, shape: Shape) -> Template | None:
         """Return the template of a shape; make it if it is missing. ``None`` when that fails."""
@@ -88,13 +90,13 @@ class Templates:
             with contextlib.suppress(OSError):
                 os.utime(found.folder)
             return found
-        if key in self._failed:
+        if time.monotonic() < self._failed.get(key, 0):
             return None
         try:
             await self.ensure(shape)
         except HutchError as error:
             if not isinstance(error, DeadlineError):
-                self._failed.add(key)
+                self._failed[key] = time.monotonic() + RETRY_SECONDS
             log.warning("no template for VMs could be made, they boot one by one: %s", error)
             return None
         return Template.open(self._folder / key)
@@ -113,7 +115,7 @@ class Templates:
     async def discard(self, template: Template, cause: Exception) -> None:
         """Throw a template away that proved to be of no use."""
         log.warning("the template %s is of no use and was deleted: %s", template.folder, cause)
-        self._failed.add(template.folder.name)
+        self._failed[template.folder.name] = time.monotonic() + RETRY_SECONDS
         with contextlib.suppress(HutchError):
             self._remove(template.folder)
 

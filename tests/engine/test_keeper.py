@@ -1,0 +1,153 @@
+"""The keeper of a VM, beside an emulator that says what a guest never should: a shell in the place of QEMU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+import pytest
+
+from hutch.engine import record
+from hutch.engine.launcher import Launch, encode, open_logs
+from hutch.engine.vm import launch as vm_launch
+from hutch.host.binary import agent_path
+from hutch.host.proc import Process, poll_until
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+pytestmark = [pytest.mark.anyio, pytest.mark.root]
+
+OPEN, CLOSE, DATA, CREDIT = 1, 2, 3, 4
+READY, UP, FAILED, LOG, EXIT, OFF = 16, 18, 19, 20, 21, 22
+CREDIT_BYTES = 512 * 1024
+
+
+def frame(kind: int, payload: bytes = b"", number: int = 0) -> bytes:
+    return struct.pack("<IHBx", len(payload), number, kind) + payload
+
+
+def say(data: bytes) -> str:
+    """A shell command that writes bytes to the line."""
+    return "printf '" + "".join(f"\\{byte:03o}" for byte in data) + "' >&3"
+
+
+class Kept(NamedTuple):
+    """A keeper, and the folder of its box."""
+
+    process: Process
+    directory: Path
+
+    def connect(self) -> socket.socket:
+        connection = record.connect(self.directory)
+        connection.setblocking(True)
+        connection.settimeout(10)
+        return connection
+
+    async def ends(self) -> bool:
+        return await poll_until(lambda: not self.process.alive(), 10)
+
+
+async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
+    """Start a keeper whose emulator boots at once, comes up when it is resumed, and then runs the script."""
+    (directory / "run").mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    # The shell finds no programs, so each is asked of it by its path.
+    script = f'head() {{ {busybox} head "$@"; }}; sleep() {{ {busybox} sleep "$@"; }}; {script}'
+    script = f"{say(frame(READY))}; {busybox} head -c 9 <&3 > /dev/null; {say(frame(UP))}; {script}"
+    user = f"{vm_launch.USER}:{vm_launch.USER}:{vm_launch.USER}"
+    records = [
+        ("stage", str(directory / "run")),
+        ("user", user),
+        ("bind", busybox),
+        ("bind", "/dev/null"),
+        ("bind", "/dev/zero"),
+    ]
+    records += [("argument", word) for word in (busybox, "sh", "-c", script)]
+    console = os.open(directory / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+    launch = Launch(agent_path(), "vm")
+    try:
+        with anyio.fail_after(20), record.listen(directory) as listener:
+            logs = open_logs(directory)
+            launch.hand_over(encode(records), [listener.fileno(), *logs, console])
+            for fd in (*logs, console):
+                os.close(fd)
+            await launch.until(b"B")
+            launch.send(b"V\0")
+            process = await launch.until(b"R")
+            if commit:
+                await launch.commit()
+    finally:
+        await launch.close()
+    return Kept(process, directory)
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [b"\xff" * 64, struct.pack("<IHBB", 32761, 0, DATA, 0), struct.pack("<IHBB", 0, 0, DATA, 1)],
+    ids=["bytes", "too long", "reserved"],
+)
+async def test_rubbish_ends_the_machine(tmp_path: Path, rubbish: bytes) -> None:
+    kept = await keep(tmp_path / "box", f"{say(rubbish)}; sleep 100")
+    assert await kept.ends()
+
+
+async def test_frames_out_of_place_are_thrown_away(tmp_path: Path) -> None:
+    frames = (
+        frame(DATA, b"x" * 100, number=77),
+        frame(CLOSE, number=78),
+        frame(OPEN, number=1),
+        frame(READY),
+        frame(UP),
+        frame(FAILED, b"too late"),
+        frame(LOG, b"\x07" + bytes(8) + b"a stream that is none"),
+        frame(LOG, b"\x01short"),
+        frame(EXIT, b"short"),
+        frame(99, b"?"),
+    )
+    # The first connection gets the number 1; what it sends comes back.
+    answer = frame(DATA, b"still here", number=1)
+    kept = await keep(tmp_path / "box", f"{say(b''.join(frames))}; head -c 8 <&3 > /dev/null; {say(answer)}; sleep 100")
+    with kept.connect() as connection:
+        assert connection.recv(100) == b"still here"
+    assert (kept.directory / "main.log.0").read_bytes() == b""
+    assert (kept.directory / "exit").read_bytes() == b""
+    assert kept.process.alive()
+    await kept.process.kill(5)
+
+
+async def test_more_than_the_credit_closes_the_connection(tmp_path: Path) -> None:
+    """A guest cannot make its keeper hold more than the credit for a host that does not read."""
+    header = say(frame(DATA, bytes(32000), number=1)[:8])
+    flood = f"i=0; while [ $i -lt 80 ]; do {header}; head -c 32000 /dev/zero >&3; i=$((i+1)); done"
+    script = f"head -c 8 <&3 > /dev/null; {flood}"
+    kept = await keep(tmp_path / "box", f"{script}; sleep 100")
+    with kept.connect() as connection:
+        await anyio.sleep(0.5)  # reads nothing for a while: there is no event to wait for
+        total = 0
+        while data := await anyio.to_thread.run_sync(connection.recv, 1 << 20):
+            total += len(data)
+    assert total <= CREDIT_BYTES + (1 << 20)
+    assert kept.process.alive()
+    await kept.process.kill(5)
+
+
+async def test_log_exit_and_orderly_end(tmp_path: Path) -> None:
+    log = frame(LOG, b"\x02" + struct.pack("<Q", 5) + b"written")
+    end = frame(EXIT, struct.pack("<iBQ", 7, 1, 123))
+    kept = await keep(tmp_path / "box", f"{say(log + end + end + frame(OFF))}; sleep 100")
+    assert await kept.ends()
+    data = (kept.directory / "main.log.0").read_bytes()
+    assert struct.unpack_from("<8xQIB3x", data) == (5, 7, 2)
+    assert data[24:] == b"written"
+    assert (kept.directory / "exit").read_bytes() == b"exit 7 1 123\n"
+
+
+async def test_without_a_commit_nothing_stays(tmp_path: Path) -> None:
+    kept = await keep(tmp_path / "box", "sleep 100", commit=False)
+    assert await kept.ends()
