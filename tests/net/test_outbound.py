@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
+import anyio
+import anyio.to_thread
 import pytest
 
 from tests.net.conftest import IMAGE, call, get, get_tls
-from tests.net.world import GOOD, GOOD6, METADATA, NOWHERE, OTHER, PRIVATE
+from tests.net.world import GOOD, GOOD6, HOST, METADATA, NOWHERE, OTHER, PRIVATE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +64,41 @@ async def test_enabled_still_refuses_metadata_and_the_host(runtime: LocalRuntime
         assert await get(box, address, "x") == "", address
     assert not world.requests
     assert METADATA in {refusal.peer.rpartition(":")[0].strip("[]") for refusal in await box.network.log()}
+
+
+async def test_the_host_must_be_named(runtime: LocalRuntime, world: World) -> None:
+    """A server of the host, on an address that others reach as well."""
+    with socket.create_server((HOST, 0)) as server:
+        port = server.getsockname()[1]
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        world.http(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        box = await _box(runtime, outbound="enabled")
+        assert await get(box, HOST, "x", port) == ""
+        assert not world.requests
+        await box.network.update("enabled", allow=[f"{HOST}:{port}"])
+        assert await get(box, HOST, "x", port) == f"{HOST} x /"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+async def test_the_hosts_loopback_has_a_name(runtime: LocalRuntime, world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        box = await _box(runtime, f"host.hutch.internal:{port}")
+        caller = await call(box, "host.hutch.internal", port)
+        server.settimeout(10)
+        connection, _ = await anyio.to_thread.run_sync(server.accept)
+        with connection:
+            connection.sendall(b"from the host")
+        assert await caller.receive_all() == b"from the host"
+        await caller.close()
+        assert await get(box, "host.hutch.internal", "x", port % 65535 + 1) == ""
 
 
 async def test_metadata_can_be_named(runtime: LocalRuntime, world: World) -> None:

@@ -129,7 +129,8 @@ async def test_the_value_is_nowhere(
     assert await get_tls(clone, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
     assert VALUE in world.requests[-1]
     twin = await runtime.import_box(tmp_path / "box.tar", name="twin")
-    assert not (await twin.info()).secrets
+    info = await twin.info()
+    assert not info.secrets and info.network.outbound == "disabled"
 
 
 @pytest.mark.parametrize(

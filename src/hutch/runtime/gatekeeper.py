@@ -65,6 +65,16 @@ class Gatekeeper:
         the gateway reports."""
         return await self._ask(Request(box_id, True), start=True)
 
+    async def revive(self, box_id: str) -> None:
+        """See to it that the gateway runs, which a running box of the home needs; it sees to all of them. Cheap when
+        it does. Raises `NetworkError`."""
+        try:
+            unixsocket.connect(self._home.root, SOCKET).close()
+        except BlockingIOError:
+            return  # it is busy
+        except OSError:
+            await self.sync(box_id)
+
     async def report(self, box_id: str) -> Reply:
         """Return what went through the door of a box; zeros when nothing serves it."""
         try:

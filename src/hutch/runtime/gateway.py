@@ -3,8 +3,9 @@
     python -m hutch.runtime.gateway HOME
 
 It knows nothing of its own: what a box may do stands in its record, and whether it runs the engine says. So it can be
-killed at any time; `hutch.host.keeper`, or whoever uses a box next, starts it again, and it opens all doors anew. Until
-then a box reaches nobody. At most one of them runs for a home (it holds ``locks/gateway``); it ends with its last box.
+killed at any time; `hutch.host.keeper`, or whoever opens the home next, starts it again, and it opens all doors anew.
+Until then a box reaches nobody. At most one of them runs for a home (it holds ``locks/gateway``); it ends with its last
+box.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from hutch.runtime.box import LocalBox
 from hutch.runtime.checks import check_callable, check_name, check_path, quoted
 from hutch.runtime.disks import Disks
 from hutch.runtime.engines import Engines
-from hutch.runtime.gatekeeper import Gatekeeper
+from hutch.runtime.gatekeeper import Gatekeeper, is_served
 from hutch.runtime.home import Home, new_id
 from hutch.runtime.library import LocalImages, LocalVolumes
 from hutch.runtime.lives import ALIVE, Lives, describe
@@ -323,8 +323,8 @@ class LocalRuntime:
                     await self.lives.settle_forsaken(record.id)
                 elif not self.engines.of(record).observe(self.home.box(record.id)).running:
                     await self.lives.refresh(record.id)
-                else:
-                    await self.lives.serve_network(record)
+                elif not self._is_gateway and is_served(record.spec):
+                    await self.gatekeeper.revive(record.id)
         for record in self.store.list_boxes_to_remove():
             if _forsaken(record):
                 with contextlib.suppress(HutchError):
