@@ -112,9 +112,16 @@ class WatchedBox(RemoteDoors):
             raise UpstreamUnavailableError(
                 f"box {self.name or self.id} ended before execution {exec_id} could be watched"
             )
+
+        async def connect_again() -> RemoteChannel | None:
+            again = await reconnect()
+            if again is not None and execution.finished:  # it was closed meanwhile
+                again.close()
+            return again
+
         host = Host(
             box=self.id,
-            reconnect=reconnect,
+            reconnect=connect_again,
             spawn=self._runtime.spawn,
             oom_kills=lambda: None,
             paused=lambda: False,
