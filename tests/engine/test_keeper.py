@@ -59,8 +59,13 @@ async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
     busybox = shutil.which("busybox")
     assert busybox is not None
     # The shell finds no programs, so each is asked of it by its path.
-    script = f'head() {{ {busybox} head "$@"; }}; sleep() {{ {busybox} sleep "$@"; }}; {script}'
-    script = f"{say(frame(READY))}; {busybox} dd bs=1 count=9 <&3 > /dev/null 2>&1; {say(frame(UP))}; {script}"
+    functions = {
+        "take": f"{busybox} dd bs=1 count=$1 <&3 >/dev/null 2>&1",
+        "head": f'{busybox} head "$@"',
+        "sleep": f'{busybox} sleep "$@"',
+    }
+    defined = " ".join(f"{name}() {{ {body}; }};" for name, body in functions.items())
+    script = f"{defined} {say(frame(READY))}; take 9; {say(frame(UP))}; {script}"
     user = f"{vm_launch.USER}:{vm_launch.USER}:{vm_launch.USER}"
     records = [
         ("stage", str(directory / "run")),
