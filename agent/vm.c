@@ -226,7 +226,7 @@ static _Noreturn void run_machine(struct machine *machine)
 
     setsid();
     drop_rights(machine);
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, line) < 0 || pipe2(output, O_CLOEXEC) < 0
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line) < 0 || pipe2(output, O_CLOEXEC) < 0
         || (machine->memory && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, memory) < 0))
         launch_fail("making the machine's channels");
     fcntl(output[0], F_SETFL, O_NONBLOCK);

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.runtime.conftest import box, home, images, runtime
+from tests.runtime.conftest import box, home, images, isolation, runtime
 
-__all__ = ["box", "home", "images", "runtime"]
+__all__ = ["box", "home", "images", "isolation", "runtime"]

@@ -53,13 +53,19 @@ class Kept(NamedTuple):
 
 
 async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
-    """Start a keeper whose emulator boots at once, comes up when it is resumed, and then runs the script."""
+    """Start a keeper whose emulator boots at once, comes up when it is resumed, and then runs the script, in which
+    ``take 8`` waits for the first connection."""
     (directory / "run").mkdir(parents=True)
     busybox = shutil.which("busybox")
     assert busybox is not None
     # The shell finds no programs, so each is asked of it by its path.
-    script = f'head() {{ {busybox} head "$@"; }}; sleep() {{ {busybox} sleep "$@"; }}; {script}'
-    script = f"{say(frame(READY))}; {busybox} head -c 9 <&3 > /dev/null; {say(frame(UP))}; {script}"
+    functions = {
+        "take": f"{busybox} dd bs=1 count=$1 <&3 >/dev/null 2>&1",
+        "head": f'{busybox} head "$@"',
+        "sleep": f'{busybox} sleep "$@"',
+    }
+    defined = " ".join(f"{name}() {{ {body}; }};" for name, body in functions.items())
+    script = f"{defined} {say(frame(READY))}; take 9; {say(frame(UP))}; {script}"
     user = f"{vm_launch.USER}:{vm_launch.USER}:{vm_launch.USER}"
     records = [
         ("stage", str(directory / "run")),
@@ -93,8 +99,9 @@ async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
     ids=["bytes", "too long", "reserved"],
 )
 async def test_rubbish_ends_the_machine(tmp_path: Path, rubbish: bytes) -> None:
-    kept = await keep(tmp_path / "box", f"{say(rubbish)}; sleep 100")
-    assert await kept.ends()
+    kept = await keep(tmp_path / "box", f"take 8; {say(rubbish)}; sleep 100")
+    with kept.connect():
+        assert await kept.ends()
 
 
 async def test_frames_out_of_place_are_thrown_away(tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ async def test_frames_out_of_place_are_thrown_away(tmp_path: Path) -> None:
     )
     # The first connection gets the number 1; what it sends comes back.
     answer = frame(DATA, b"still here", number=1)
-    kept = await keep(tmp_path / "box", f"{say(b''.join(frames))}; head -c 8 <&3 > /dev/null; {say(answer)}; sleep 100")
+    kept = await keep(tmp_path / "box", f"{say(b''.join(frames))}; take 8; {say(answer)}; sleep 100")
     with kept.connect() as connection:
         assert connection.recv(100) == b"still here"
     assert (kept.directory / "main.log.0").read_bytes() == b""
@@ -125,7 +132,7 @@ async def test_more_than_the_credit_closes_the_connection(tmp_path: Path) -> Non
     """A guest cannot make its keeper hold more than the credit for a host that does not read."""
     header = say(frame(DATA, bytes(32000), number=1)[:8])
     flood = f"i=0; while [ $i -lt 80 ]; do {header}; head -c 32000 /dev/zero >&3; i=$((i+1)); done"
-    script = f"head -c 8 <&3 > /dev/null; {flood}"
+    script = f"take 8; {flood}"
     kept = await keep(tmp_path / "box", f"{script}; sleep 100")
     with kept.connect() as connection:
         await anyio.sleep(0.5)  # reads nothing for a while: there is no event to wait for
@@ -140,8 +147,9 @@ async def test_more_than_the_credit_closes_the_connection(tmp_path: Path) -> Non
 async def test_log_exit_and_orderly_end(tmp_path: Path) -> None:
     log = frame(LOG, b"\x02" + struct.pack("<Q", 5) + b"written")
     end = frame(EXIT, struct.pack("<iBQ", 7, 1, 123))
-    kept = await keep(tmp_path / "box", f"{say(log + end + end + frame(OFF))}; sleep 100")
-    assert await kept.ends()
+    kept = await keep(tmp_path / "box", f"take 8; {say(log + end + end + frame(OFF))}; sleep 100")
+    with kept.connect():
+        assert await kept.ends()
     data = (kept.directory / "main.log.0").read_bytes()
     assert struct.unpack_from("<8xQIB3x", data) == (5, 7, 2)
     assert data[24:] == b"written"
