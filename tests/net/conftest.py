@@ -70,23 +70,24 @@ def world(internet: worlds.World) -> worlds.World:
 
 
 @pytest.fixture
-def home(tmp_path: Path, image_store: Path) -> Path:
-    """A fresh home that shares the images."""
+async def home(tmp_path: Path, image_store: Path) -> AsyncIterator[Path]:
+    """A fresh home that shares the images. Nothing of its boxes is left afterwards, and its gateway has not failed."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     (home / "images").symlink_to(image_store)
-    return home
-
-
-@pytest.fixture
-async def runtime(home: Path, world: worlds.World) -> AsyncIterator[LocalRuntime]:
-    """A runtime over the fresh home. Nothing of its boxes is left afterwards, and its gateway has not failed."""
+    yield home
     async with LocalRuntime(home) as runtime:
-        yield runtime
         for info in await runtime.list():
             await runtime.remove(info.id, force=True)
     log = home / "gateway.log"
     assert not log.exists() or "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+async def runtime(home: Path, world: worlds.World) -> AsyncIterator[LocalRuntime]:
+    """A runtime over the fresh home."""
+    async with LocalRuntime(home) as runtime:
+        yield runtime
 
 
 class Caller:

@@ -16,7 +16,7 @@ from hutch.errors import HutchError, InvalidArgumentError, NetworkError
 from hutch.runtime.runtime import LocalRuntime
 from hutch.types import PublishedPort
 from tests.net.conftest import IMAGE
-from tests.net.test_gateway import _gateways
+from tests.net.test_gateway import _only_gateway
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,7 +122,7 @@ async def test_published_ports_outlive_their_maker_and_a_killed_gateway(home: Pa
         await _serve_echo(box, 8080)
         (port,) = (await box.network.get()).ports
     assert port.host_port > 0 and await _answers(port)
-    (gateway,) = _gateways(home)
+    gateway = await _only_gateway(home)
     os.kill(gateway, signal.SIGKILL)
     with anyio.fail_after(20):
         while not await _answers(port):

@@ -18,6 +18,8 @@ from hutch.host.proc import poll_until
 from hutch.types import Outbound, PublishedPort
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hutch.runtime.home import Home
     from hutch.types import BoxSpec
 
@@ -54,6 +56,17 @@ def is_served(spec: BoxSpec) -> bool:
     return spec.network.outbound is not Outbound.DISABLED or bool(spec.network.ports or spec.secrets)
 
 
+def listens(home: Path) -> bool:
+    """Whether a gateway takes requests. The file of the socket alone means nothing: a killed one leaves it."""
+    try:
+        unixsocket.connect(home, SOCKET).close()
+    except BlockingIOError:
+        return True  # many wait
+    except OSError:
+        return False
+    return True
+
+
 class Gatekeeper:
     """The gateway of one home, as its users see it."""
 
@@ -69,10 +82,8 @@ class Gatekeeper:
         """See to it that the gateway runs, which a running box of the home needs; it sees to all of them. Cheap when
         it does. Raises `NetworkError`."""
         try:
-            unixsocket.connect(self._home.root, SOCKET).close()
-        except BlockingIOError:
-            return  # it is busy
-        except OSError:
+            await self._ask(Request(box_id, False), start=False)
+        except NetworkError:
             await self.sync(box_id)
 
     async def report(self, box_id: str) -> Reply:
@@ -120,4 +131,4 @@ class Gatekeeper:
             await anyio.to_thread.run_sync(keeper.start, log, MODULE, str(self._home.root))
         except HutchError as error:
             raise NetworkError(str(error)) from error
-        await poll_until((self._home.root / SOCKET).exists, _READY_SECONDS)
+        await poll_until(lambda: listens(self._home.root), _READY_SECONDS)

@@ -32,7 +32,7 @@ from hutch.net.door import Door
 from hutch.net.intercept import Interceptor, host_rules
 from hutch.net.journal import Journal
 from hutch.net.resolver import Resolver, host_sources
-from hutch.runtime.gatekeeper import REQUEST_BYTES, SOCKET, Reply, Request, is_served
+from hutch.runtime.gatekeeper import REQUEST_BYTES, SOCKET, Reply, Request, is_served, listens
 from hutch.runtime.lives import ALIVE
 from hutch.runtime.ports import listen_at, serve_port
 from hutch.runtime.runtime import LocalRuntime
@@ -265,11 +265,11 @@ async def _serve(home: Path) -> None:
     lock = os.open(home / "locks" / "gateway", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def decided() -> bool:
-        """We are the one, or another is. One that holds the lock and has no socket is about to begin, or to end."""
+        """We are the one, or another is. One that holds the lock and does not listen is about to begin, or to end."""
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine.append(lock)
-        return bool(mine) or (home / SOCKET).exists()
+        return bool(mine) or listens(home)
 
     mine: list[int] = []
     await poll_until(decided, _DECIDE_SECONDS)
