@@ -65,7 +65,7 @@ static const char *attribute_check(unsigned tag, const uint8_t *value, uint32_t 
         return "an argument, variable, path or user contains a NUL byte";
     if (tag == A_ENV && (length == 0 || value[0] == '=' || !memchr(value, '=', length)))
         return "an environment entry is not NAME=value";
-    if (tag == A_FILEOP && (length < 2 || value[0] < 1 || value[0] > 5))
+    if (tag == A_FILEOP && (length < 2 || value[0] < 1 || value[0] > 6))
         return "bad file operation";
     return NULL;
 }

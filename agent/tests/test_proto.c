@@ -28,7 +28,7 @@ static void frames(void)
     const struct {
         size_t at;
         uint8_t value;
-    } bad[] = {{2, 0x11}, {4, 0}, {4, PING + 1}, {4, 64}, {5, 3}, {6, 1}, {7, 1}, {12, '-'}, {14, 0}, {12, 0x80}};
+    } bad[] = {{2, 0x11}, {4, 0}, {4, REQUEST_LAST + 1}, {4, 64}, {5, 3}, {6, 1}, {7, 1}, {12, '-'}, {14, 0}, {12, 0x80}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         uint8_t copy[sizeof bytes];
         memcpy(copy, bytes, sizeof copy);
