@@ -16,7 +16,7 @@ NETWORK_COMMANDS = (
         "network:set_",
         (BOX,),
         (Option("--network", "MODE", "everybody or nobody", choices=("enabled", "disabled")), ALLOW_NET),
-        ("hutch net set dev --allow-net pypi.org:443 --allow-net files.pythonhosted.org:443",),
+        ("hutch net set dev --allow-net packages.example.com:443 --allow-net files.example.com:443",),
         notes="What is given replaces what was. Connections that are not allowed any more end.",
     ),
     Command("net log", "Network", "Print what a box was refused", "network:log", (BOX,), (JSON,)),
