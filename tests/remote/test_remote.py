@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 import hutch.sync
@@ -69,3 +70,11 @@ async def test_a_main_command_that_ends_at_once_is_watched_whole(runtime: Remote
         assert (bytes(out.data), bytes(err.data), result.exit_code) == (b"%d\n" % number, b"err\n", 3)
         assert await job.wait() == 3
         await job.remove()
+
+
+async def test_a_runtime_whose_opening_is_cancelled_is_closed(server: Process) -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with RemoteRuntime(server.url, TOKEN):
+            raise AssertionError("it was opened")
+    assert scope.cancelled_caught

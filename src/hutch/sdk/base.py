@@ -465,7 +465,7 @@ class Runtime(Protocol):
         """Make a box (its state is *configured*; `Box.start` or the first command starts it). The image is pulled
         when absent.
 
-        ``network``: ``"disabled"``, ``"enabled"``, or the rules of an allow-list such as ``["packages.example.com:443"]``.
+        ``network``: ``"disabled"``, ``"enabled"``, or the rules of an allow-list such as ``["api.example.com"]``.
         ``ports``: TCP ports of the box that are published on the host's loopback. ``secrets``: values that the box
         uses without having them; their hosts may be reached.
         """

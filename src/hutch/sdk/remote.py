@@ -68,7 +68,12 @@ class RemoteRuntime:
         # As in the embedded runtime: a group of a task of its own, which `close` can cancel.
         self._root = anyio.create_task_group()
         await self._root.__aenter__()
-        self._tasks = await self._root.start(_hold_tasks)
+        try:
+            self._tasks = await self._root.start(_hold_tasks)
+        except BaseException:
+            await self.close()
+            await self._root.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
