@@ -12,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 import hutch
-from bench.cases.streams import Counter
+from bench.cases.streams import rate_to_writer
 from bench.peers.base import PeerError, end_process
 from bench.peers.docker import Docker
 from bench.rows import Goal, Quantity, Row, compare
@@ -88,14 +88,7 @@ async def _streams(stage: Stage, near_box: Box, far_box: Box, api: DockerApi | N
     command = ("dd", "if=/dev/zero", f"bs={_BLOCK}", f"count={size // _BLOCK}")
 
     async def over(box: Box) -> float:
-        sink = Counter()
-        began = time.perf_counter()
-        execution = await box.exec(*command, stdout=sink)
-        await execution.wait()
-        rate = size / (time.perf_counter() - began)
-        if sink.total != size:
-            raise RuntimeError(f"{sink.total} bytes of {size} arrived")
-        return rate
+        return await rate_to_writer(box, command, size)
 
     def docker() -> float:
         assert api is not None

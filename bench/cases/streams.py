@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from bench.samples import Subject
     from bench.stage import Stage
+    from hutch.sdk.base import Box
 
 _BLOCK = 1 << 16
 _BUFFER = 1 << 20
@@ -30,6 +31,18 @@ class Counter:
     def write(self, data: bytes) -> None:
         """Count."""
         self.total += len(data)
+
+
+async def rate_to_writer(box: Box, command: Sequence[str], size: int) -> float:
+    """Run a command that writes so many bytes, count them in a writer, and return the bytes per second."""
+    sink = Counter()
+    began = time.perf_counter()
+    execution = await box.exec(*command, stdout=sink)
+    await execution.wait()
+    rate = size / (time.perf_counter() - began)
+    if sink.total != size:
+        raise RuntimeError(f"{sink.total} bytes of {size} arrived")
+    return rate
 
 
 async def measure(stage: Stage) -> list[Row]:
@@ -47,14 +60,7 @@ async def measure(stage: Stage) -> list[Row]:
             return size / (time.perf_counter() - began)
 
     async def to_writer() -> float:
-        sink = Counter()
-        began = time.perf_counter()
-        execution = await box.exec(*command, stdout=sink)
-        await execution.wait()
-        rate = size / (time.perf_counter() - began)
-        if sink.total != size:
-            raise RuntimeError(f"{sink.total} bytes of {size} arrived")
-        return rate
+        return await rate_to_writer(box, command, size)
 
     def piped(argv: Sequence[str]) -> Subject:
         return stage.measured(lambda: _read(argv, size))
