@@ -225,10 +225,12 @@ def server(image_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What is done with the tool is done twice: on this machine, and at a server. Marked `here`: only once."""
+    """What is done with the tool is done twice: on this machine, and at a server. Marked `here` or `there`:
+    only once."""
     if "place" in metafunc.fixturenames:
-        here = metafunc.definition.get_closest_marker("here") is not None
-        metafunc.parametrize("place", ["local"] if here else ["local", "remote"], scope="function")
+        only = {"here": "local", "there": "remote"}
+        places = [place for mark, place in only.items() if metafunc.definition.get_closest_marker(mark)]
+        metafunc.parametrize("place", places or list(only.values()), scope="function")
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ def test_a_box_has_no_network_unless_asked(hutch: Tool) -> None:
     assert hutch.json("net", "show", "box", "--json") == {"outbound": "disabled", "allow": [], "ports": []}
 
 
+@pytest.mark.here
 def test_options_become_a_policy(hutch: Tool) -> None:
     hutch("create", "--name", "list", "--allow-net", "example.com:443", "--allow-net", "10.0.0.0/8", "busybox")
     assert hutch.text("net", "show", "list").splitlines() == [
@@ -98,6 +99,7 @@ def test_what_was_refused_is_told(hutch: Tool) -> None:
     assert entry["peer"] == "198.51.100.9:80"
 
 
+@pytest.mark.here
 def test_a_port_is_forwarded_until_a_signal(hutch: Tool, read_line: Any, finish: Any) -> None:
     hutch("create", "--name", "box", "busybox")
     hutch("exec", "-d", "box", "nc", "-ll", "-p", "8080", "-e", "cat")
@@ -117,3 +119,12 @@ def test_a_port_is_forwarded_until_a_signal(hutch: Tool, read_line: Any, finish:
         pytest.fail("nothing came back")
     process.send_signal(signal.SIGINT)
     assert finish(process)[0] == 130
+
+
+@pytest.mark.there
+def test_ports_at_a_server_are_refused_and_nothing_is_made(hutch: Tool) -> None:
+    assert b"cannot be published from afar" in hutch("create", "--name", "no", "-p", "80", "busybox", code=1).stderr
+    assert hutch.text("ls", "-q") == ""
+    hutch("create", "--name", "list", "--allow-net", "example.com:443", "busybox")
+    assert hutch.text("net", "show", "list").splitlines() == ["outbound: allow-list", "allow: example.com:443"]
+    assert b"cannot be reached through a server" in hutch("port-forward", "list", "80", code=1).stderr
