@@ -1,5 +1,5 @@
 /* The tar modes alone, for tests/tar: `tar_main unpack|pack ...` and `tar_main files OP PATH`.
- * gcc -g -O1 -fsanitize=address,undefined -D_GNU_SOURCE -I agent agent/tests/tar_main.c agent/tar_*.c agent/unpack.c agent/pack.c agent/files.c -o tar_main */
+ * gcc -g -O1 -fsanitize=address,undefined -D_GNU_SOURCE -I agent agent/tests/tar_main.c agent/tar_*.c agent/unpack.c agent/pack.c agent/files.c agent/tunnel.c -o tar_main */
 #include "agent.h"
 
 #include <stdlib.h>
