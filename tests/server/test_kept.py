@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
 import httpx2
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
+from hutch.errors import UpstreamUnavailableError
+from hutch.runtime.box import LocalBox
 from hutch.runtime.runtime import LocalRuntime
 from hutch.server.app import make_app
 from hutch.server.serve import listen, make_server
@@ -20,6 +25,8 @@ from tests.server.conftest import IMAGE, make_home
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from hutch.runtime.execution import LocalExecution
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -105,3 +112,33 @@ async def test_heads_that_trickle_in_are_cut_off(http: httpx2.AsyncClient) -> No
             for _ in range(5):
                 assert (await http.get("/health", timeout=3)).status_code == 200
     assert cut == len(streams)
+
+
+async def test_a_broken_way_to_a_box_that_runs_is_not_the_end(
+    http: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told an end does not come back for the output; so it is told with the output, or not at all."""
+    attach, breaks = LocalBox.attach, [True]
+
+    async def breaking(self: LocalBox, *words: Any, **options: Any) -> LocalExecution:
+        if breaks.pop() if breaks else False:
+            raise UpstreamUnavailableError("the runner does not answer")
+        return await attach(self, *words, **options)
+
+    async def attached() -> tuple[bytes, list[int]]:
+        output, exits = bytearray(), []
+        with contextlib.suppress(ConnectionClosed):
+            async with connect(f"{str(http.base_url).replace('http', 'ws')}{path}/attach") as socket:
+                async for frame in socket:
+                    if isinstance(frame, bytes):
+                        output += frame[1:]
+                    elif (told := json.loads(frame))["type"] == "exit":
+                        exits.append(told["exit_code"])
+        return bytes(output), exits
+
+    path = await start(http, "sh", "-c", "echo all of it; exit 3")
+    await ended(http, path)
+    monkeypatch.setattr(LocalBox, "attach", breaking)
+    with anyio.fail_after(20):
+        assert await attached() == (b"", [])
+        assert await attached() == (b"all of it\n", [3])

@@ -7,6 +7,7 @@ it for a while; a client that comes back gets all that the box has kept, and the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -17,7 +18,7 @@ import anyio
 import msgspec
 
 from hutch.core.utf8 import Cutter
-from hutch.errors import HutchError, InvalidStateError
+from hutch.errors import HutchError, InvalidStateError, UpstreamUnavailableError
 from hutch.server.registry import MAIN, End
 from hutch.server.wire import RECEIPTS, Receipts
 from hutch.types import BoxState, ExecState, Result
@@ -141,7 +142,7 @@ class Attachment:
             result = await self._result()
         except HutchError as error:
             await self._tell("error", message=error.message)
-            await self._give_up()
+            await self._give_up(error)
             return
         tails = [(stream, tail) for stream, cutter in self._cutters.items() if (tail := cutter.flush())]
         for stream, tail in tails:
@@ -155,12 +156,15 @@ class Attachment:
         await self._tell("exit", exit_code=result.exit_code, **more)
         await self._close(_NORMAL)
 
-    async def _give_up(self) -> None:
-        """The output cannot be had. When the end is known (the box was stopped meanwhile), that is told at least."""
-        try:
-            end = (await self._service.executions.find(self._box, self._entry.id)).end
-        except HutchError:
-            end = None
+    async def _give_up(self, error: HutchError) -> None:
+        """The output cannot be had. When the end is known (the box was stopped meanwhile), that is told at least; but
+        not while the box runs and only the way to it is broken: then the output is there for a client that comes
+        back, which nobody does who was told the end."""
+        end = None
+        with contextlib.suppress(HutchError):
+            way_broken = isinstance(error, UpstreamUnavailableError)
+            if not (way_broken and (await self._box.info()).state in (BoxState.RUNNING, BoxState.PAUSED)):
+                end = (await self._service.executions.find(self._box, self._entry.id)).end
         if end is None:
             await self._close(_INTERNAL)
             return
