@@ -18,7 +18,8 @@ import anyio.to_thread
 import pytest
 
 from hutch.core import agentproto as proto
-from hutch.errors import InvalidArgumentError, NotFoundError, SessionReapedError
+from hutch.errors import ExecError, InvalidArgumentError, NotFoundError, SessionReapedError
+from hutch.types import Result
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import Sink, in_time, sh, until
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from hutch.runtime.box import LocalBox
     from hutch.runtime.execution import LocalExecution
     from hutch.runtime.runtime import LocalRuntime
-    from hutch.types import Result
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -134,6 +134,40 @@ async def test_3_1_a_cut_while_a_command_is_being_started(runtime: LocalRuntime,
     assert results[0].stdout == b"in\n" + numbers()
     assert (results[0].exit_code, results[0].truncated) == (33, False)
     assert await box.files.read("/runs") == b"run\n"
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["starts", "fails to start"])
+async def test_3_1_a_cut_while_a_command_is_slow_to_start(runtime: LocalRuntime, box: LocalBox, found: bool) -> None:
+    """Asked for again while its first start is still under way, it has the outcome of that start."""
+    await box.start()
+    await box.run("true")
+    directory = runtime.home.box(box.id)
+    path = "/n:" * 40_000 + ("/bin" if found else "/n")  # a search that takes long
+    results: list[Result | ExecError] = []
+
+    async def run() -> None:
+        try:
+            results.append(await box.run(*sh("echo run >> /runs; cat; exit 34"), input=b"in\n", env={"PATH": path}))
+        except ExecError as error:
+            results.append(error)
+
+    with in_time(30):
+        async with anyio.create_task_group() as tasks:
+            await runtime.engines.container.freeze(directory)
+            try:
+                tasks.start_soon(run)
+                await until(lambda: bool((channel := box._lives.open_channel(box.id)) and channel._requests))
+                cut(box)
+            finally:
+                await runtime.engines.container.thaw(directory)
+    (result,) = results
+    if found:
+        assert isinstance(result, Result)
+        assert (result.stdout, result.exit_code) == (b"in\n", 34)
+        assert await box.files.read("/runs") == b"run\n"
+    else:
+        assert isinstance(result, ExecError)
+        assert result.cause == "command_not_found"
 
 
 async def test_3_1_a_cut_while_a_sink_is_slow_duplicates_nothing(box: LocalBox) -> None:

@@ -543,9 +543,14 @@ class LocalBox:
         record = self._lives.settings(self.id)
         variables = {**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})}
         watch = execution is not None and execution.watches_all()
-        lost = False
+        lost = exists = False
         while True:
             try:
+                if exists:
+                    pid = await self._pid_of_started(channel, exec_id)
+                    if pid is not None:
+                        return pid, False
+                    lost = exists = False  # that start failed: the next has an outcome of its own
                 answer = await channel.request(
                     lambda req: proto.start(
                         exec_id,
@@ -572,10 +577,9 @@ class LocalBox:
                 if execution is not None:
                     execution.move(channel)
             except InvalidStateError:
-                started = [known for known in await self._records(channel) if known.id == exec_id] if lost else []
-                if not started:
+                if not lost:
                     raise
-                return started[0].pid, False
+                exists = True
 
     async def _dispose(self, execution: LocalExecution) -> None:
         if execution.finished:
@@ -606,6 +610,15 @@ class LocalBox:
         if ids.is_id(exec_id):  # the agent knows whether there ever was one
             await channel.request(lambda req: proto.attach(exec_id, {}, req=req))
         raise NotFoundError(f"box {self.name or self.id} has no execution {quoted(exec_id)}")
+
+    async def _pid_of_started(self, channel: AgentChannel, exec_id: str) -> int | None:
+        """The pid of an execution whose start was asked for by a connection that broke; None when it failed to start,
+        or was not asked for."""
+        try:  # the answer waits for the outcome of a start that is under way
+            await channel.request(lambda req: proto.attach(exec_id, {}, req=req))
+        except NotFoundError:
+            return None
+        return next((record.pid for record in await self._records(channel) if record.id == exec_id), None)
 
     async def _records(self, channel: AgentChannel) -> tuple[proto.ExecRecord, ...]:
         answer = await channel.request(lambda req: proto.simple(proto.Request.LIST, req=req))
