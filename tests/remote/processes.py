@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-START_SECONDS = 15.0
+START_SECONDS = 60.0
 
 
 def free_port() -> int:

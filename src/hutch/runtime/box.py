@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,8 @@ from hutch.errors import (
     InvalidArgumentError,
     InvalidStateError,
     NotFoundError,
-    UpstreamUnavailableError,
 )
-from hutch.runtime import logs
+from hutch.runtime import logs, starting
 from hutch.runtime.checks import (
     check_bytes,
     check_callable,
@@ -41,7 +39,7 @@ from hutch.runtime.lives import MAIN
 from hutch.runtime.network import BoxNetwork
 from hutch.runtime.ports import BoxPorts
 from hutch.runtime.snapshots import BoxSnapshots
-from hutch.types import BoxState, BoxStats, ExecInfo, ExecState
+from hutch.types import BoxState, BoxStats, ExecInfo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -266,7 +264,7 @@ class LocalBox:
         for position in after:
             check_whole("the position in an output", position, 0, _MAX_POSITION)
         channel = await self._lives.channel(self.id, start=False)
-        record = await self._exec_record(channel, exec_id)
+        record = await starting.find(channel, exec_id, self.name or self.id)
         channel = await self._lives.own_channel(self.id)
         execution = LocalExecution(self._watcher_host, channel, exec_id, tty=record.tty, stdin=True)
         self._executions.add(execution)
@@ -285,18 +283,7 @@ class LocalBox:
     async def executions(self) -> list[ExecInfo]:
         """List the executions that the box knows: those that run, and those that ended in the last minutes."""
         channel = await self._lives.channel(self.id, start=False)
-        return [
-            ExecInfo(
-                id=record.id,
-                state=_state(record),
-                pid=record.pid,
-                exit_code=record.status if record.exited else None,
-                tty=record.tty,
-                started_at=record.started_at,
-                ended_at=record.ended_at if record.exited else None,
-            )
-            for record in await self._records(channel)
-        ]
+        return [starting.info(record) for record in await starting.records(channel)]
 
     async def stats(self) -> BoxStats:
         """Measure what the box uses."""
@@ -387,7 +374,9 @@ class LocalBox:
             check_size(*tty)
         channel = await self._lives.channel(self.id)
         before = self.oom_kills()
-        pid, _ = await self._request_start(
+        pid, _ = await starting.start(
+            self._lives,
+            self.id,
             channel,
             exec_id,
             command,
@@ -417,7 +406,8 @@ class LocalBox:
         if exec_id == MAIN and (ghost := await self._ghost()) is not None:
             return ghost
         try:
-            await self._exec_record(await self._lives.channel(self.id, start=False), exec_id)
+            channel = await self._lives.channel(self.id, start=False)
+            await starting.find(channel, exec_id, self.name or self.id)
             return await self._lives.connect(self.id)
         except HutchError:
             # With the end of its main command the whole box goes, perhaps just now.
@@ -441,7 +431,7 @@ class LocalBox:
         check_text("the id of an execution", exec_id)
         check_whole("signal", signum, 1, 64)
         channel = await self._lives.channel(self.id, start=False)
-        await self._exec_record(channel, exec_id)
+        await starting.find(channel, exec_id, self.name or self.id)
         await channel.request(lambda req: proto.signal(exec_id, signum, req=req))
 
     async def start_file_op(self, op: proto.FileOp, path: str, **options: Any) -> LocalExecution:
@@ -503,7 +493,9 @@ class LocalBox:
             execution.set_collectors()
         self._executions.add(execution)
         try:
-            pid, watched = await self._request_start(
+            pid, watched = await starting.start(
+                self._lives,
+                self.id,
                 channel,
                 execution.id,
                 command,
@@ -525,67 +517,11 @@ class LocalBox:
         execution.started(pid, watched=watched)
         return execution
 
-    async def _request_start(
-        self,
-        channel: AgentChannel,
-        exec_id: str,
-        command: tuple[str, ...],
-        *,
-        env: Mapping[str, str] | None,
-        cwd: str | None,
-        user: str | None,
-        tty: tuple[int, int] | None,
-        execution: LocalExecution | None = None,
-        **options: Any,
-    ) -> tuple[int, bool]:
-        """Have the agent start it; return its pid, and whether the outputs come by the same connection. The agent
-        starts an id once: so when the connection breaks it is asked again."""
-        record = self._lives.settings(self.id)
-        variables = {**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})}
-        watch = execution is not None and execution.watches_all()
-        lost = exists = False
-        while True:
-            try:
-                if exists:
-                    pid = await self._pid_of_started(channel, exec_id)
-                    if pid is not None:
-                        return pid, False
-                    lost = exists = False  # that start failed: the next has an outcome of its own
-                answer = await channel.request(
-                    lambda req: proto.start(
-                        exec_id,
-                        command,
-                        req=req,
-                        env=variables,
-                        cwd=record.workdir if cwd is None else cwd,
-                        user=record.user if user is None else user,
-                        tty=tty,
-                        watch=watch,
-                        **options,
-                    ),
-                    command=command,
-                    too_late=functools.partial(_kill_unseen, channel, exec_id),
-                )
-                return answer.pid if isinstance(answer, proto.Started) else 0, watch
-            except ValueError as error:
-                raise InvalidArgumentError(f"the command with its environment is too long: {error}") from None
-            except UpstreamUnavailableError:
-                again = await self._lives.reconnect(self.id) if channel.closed else None
-                if again is None:
-                    raise
-                channel, lost = again, True
-                if execution is not None:
-                    execution.move(channel)
-            except InvalidStateError:
-                if not lost:
-                    raise
-                exists = True
-
     async def _dispose(self, execution: LocalExecution) -> None:
         if execution.finished:
             execution.send(proto.simple(proto.Request.FORGET, req=0, exec_id=execution.id))
         else:
-            _kill_unseen(self._lives.open_channel(self.id), execution.id)
+            starting.kill_unseen(self._lives.open_channel(self.id), execution.id)
         await execution.close()
 
     def _make_host(self, *, own_channel: bool, forget: Callable[[LocalExecution], None]) -> Host:
@@ -603,41 +539,7 @@ class LocalBox:
         self._executions.discard(execution)
         execution.close_channel()
 
-    async def _exec_record(self, channel: AgentChannel, exec_id: str) -> proto.ExecRecord:
-        for record in await self._records(channel):
-            if record.id == exec_id:
-                return record
-        if ids.is_id(exec_id):  # the agent knows whether there ever was one
-            await channel.request(lambda req: proto.attach(exec_id, {}, req=req))
-        raise NotFoundError(f"box {self.name or self.id} has no execution {quoted(exec_id)}")
-
-    async def _pid_of_started(self, channel: AgentChannel, exec_id: str) -> int | None:
-        """The pid of an execution whose start was asked for by a connection that broke; None when it failed to start,
-        or was not asked for."""
-        try:  # the answer waits for the outcome of a start that is under way
-            await channel.request(lambda req: proto.attach(exec_id, {}, req=req))
-        except NotFoundError:
-            return None
-        return next((record.pid for record in await self._records(channel) if record.id == exec_id), None)
-
-    async def _records(self, channel: AgentChannel) -> tuple[proto.ExecRecord, ...]:
-        answer = await channel.request(lambda req: proto.simple(proto.Request.LIST, req=req))
-        return answer.records if isinstance(answer, proto.Execs) else ()
-
     def _oom_kills(self, directory: Path) -> int | None:
         if not self._counts_oom:
             return None
         return self._runtime.engines.of(self._lives.settings(self.id)).usage(directory).oom_kills
-
-
-def _kill_unseen(channel: AgentChannel | None, exec_id: str) -> None:
-    if channel is not None:
-        channel.send(proto.signal(exec_id, 9, req=0))
-
-
-def _state(record: proto.ExecRecord) -> ExecState:
-    if not record.exited:
-        return ExecState.RUNNING
-    if record.timed_out:
-        return ExecState.TIMED_OUT
-    return ExecState.KILLED if record.status < 0 else ExecState.COMPLETED
