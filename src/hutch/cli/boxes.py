@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from hutch.cli import output, terminal
+from hutch.cli import each, output, terminal
 from hutch.cli.parser import UsageError
 from hutch.errors import HutchError
 from hutch.types import BoxState
@@ -62,15 +62,11 @@ def _row(box: BoxInfo, now: float) -> tuple[str, ...]:
 async def inspect(session: Session, args: Arguments) -> int:
     """Print records of boxes; what is found is printed even when another is not."""
     async with session.runtime() as runtime:
-        found, failed = [], False
-        for name in args.box:
-            try:
-                found.append(await (await runtime.get(name)).info())
-            except HutchError as error:
-                output.error(error)
-                failed = True
-    output.json_value(found)
-    return int(failed)
+
+        async def info(name: str) -> BoxInfo:
+            return await (await runtime.get(name)).info()
+
+        return await each.inspect(args.box, info)
 
 
 async def start(session: Session, args: Arguments) -> int:

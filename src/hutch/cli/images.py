@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from hutch.cli import output, terminal
+from hutch.cli import each, output, terminal
 from hutch.cli.parser import UsageError
 from hutch.cli.progress import Display
 from hutch.errors import HutchError
@@ -92,32 +92,18 @@ async def ls(session: Session, args: Arguments) -> int:
 
 async def inspect(session: Session, args: Arguments) -> int:
     """Print records of images."""
-    found, failed = [], False
     async with session.runtime() as runtime:
-        for reference in args.image:
-            try:
-                found.append(await runtime.images.get(reference))
-            except HutchError as error:
-                output.error(error)
-                failed = True
-    output.json_value(found)
-    return int(failed)
+        return await each.inspect(args.image, runtime.images.get)
 
 
 async def rm(session: Session, args: Arguments) -> int:
     """Remove images; print what went away."""
-    failed = False
     async with session.runtime() as runtime:
-        for reference in args.image:
-            try:
-                removed = await runtime.images.remove(reference)
-            except HutchError as error:
-                output.error(error)
-                failed = True
-            else:
-                for thing in removed:
-                    output.line(thing)
-    return int(failed)
+        removed, code = await each.each(args.image, runtime.images.remove)
+    for _, things in removed:
+        for thing in things:
+            output.line(thing)
+    return code
 
 
 async def tag(session: Session, args: Arguments) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from hutch.cli import output
-from hutch.errors import HutchError
+from hutch.cli import each, output
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -39,16 +38,8 @@ async def ls(session: Session, args: Arguments) -> int:
 
 async def inspect(session: Session, args: Arguments) -> int:
     """Print records of volumes."""
-    found, failed = [], False
     async with session.runtime() as runtime:
-        for name in args.volume:
-            try:
-                found.append(await runtime.volumes.get(name))
-            except HutchError as error:
-                output.error(error)
-                failed = True
-    output.json_value(found)
-    return int(failed)
+        return await each.inspect(args.volume, runtime.volumes.get)
 
 
 async def rm(session: Session, args: Arguments) -> int:
@@ -57,14 +48,8 @@ async def rm(session: Session, args: Arguments) -> int:
 
 
 async def _each(session: Session, names: Iterable[str], action: Callable[[Volumes, str], Awaitable[object]]) -> int:
-    failed = False
     async with session.runtime() as runtime:
-        for name in names:
-            try:
-                await action(runtime.volumes, name)
-            except HutchError as error:
-                output.error(error)
-                failed = True
-            else:
-                output.line(name)
-    return int(failed)
+        done, code = await each.each(names, lambda name: action(runtime.volumes, name))
+    for name, _ in done:
+        output.line(name)
+    return code
