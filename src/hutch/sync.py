@@ -667,6 +667,7 @@ class Runtime:
         platform: str | None = None,
         pull: Literal["missing", "always", "never"] = "missing",
         progress: ProgressFunction | None = None,
+        box_id: str | None = None,
     ) -> Box:
         """Make a box (its state is *configured*; `Box.start` or the first command starts it). The image is pulled"""
         return Box(
@@ -701,6 +702,7 @@ class Runtime:
                     platform=platform,
                     pull=pull,
                     progress=progress,
+                    box_id=box_id,
                 )
             ),
         )

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "test_volumes_are_shared_and_outlive_boxes",
     "test_errors_name_the_path",
     "test_3_1_a_cut_while_a_command_is_being_started",
+    "test_3_1_a_cut_while_a_command_is_slow_to_start",
     # From afar a start that was given up may have been carried out (docs/remote.md).
     "test_1_8_an_abandoned_start_leaves_nothing_running_and_can_be_repeated",
     # Not offered from afar.

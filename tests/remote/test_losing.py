@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
+from hutch.errors import UpstreamUnavailableError
 from hutch.runtime.home import new_id
 from hutch.sdk.remote import RemoteRuntime
 from hutch.sdk.remote_channel import RemoteChannel
@@ -14,6 +16,7 @@ from hutch.sdk.remote_wire import NextBody
 from tests.remote.conftest import TOKEN
 from tests.remote.faultproxy import Fault, FaultProxy
 from tests.remote.test_faults import numbers
+from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import Sink, in_time, sh, until
 
 if TYPE_CHECKING:
@@ -107,6 +110,28 @@ async def test_3_4_a_start_whose_answer_is_lost_is_carried_out_once(server: Proc
         assert breaker.left == 0
         assert (result.exit_code, result.stdout) == (8, b"text")
         assert await box.files.read("/runs") == b"run\n"
+
+
+async def test_a_creation_whose_answer_is_lost_makes_one_box(server: Process, runtime: RemoteRuntime) -> None:
+    breaker = Breaker()
+    async with FaultProxy(server.port, watch=breaker) as proxy, RemoteRuntime(proxy.url, TOKEN) as far:
+        breaker.words, breaker.left = b'"configured"', 2
+        box = await far.create(IMAGE, detach=True)
+        assert breaker.left == 0
+        assert [info.id for info in await runtime.list()] == [box.id]
+
+
+async def test_a_creation_without_an_answer_leaves_no_box(server: Process, runtime: RemoteRuntime) -> None:
+    breaker = Breaker()
+    async with FaultProxy(server.port, watch=breaker) as proxy, RemoteRuntime(proxy.url, TOKEN, patience=0.2) as far:
+        breaker.words, breaker.left = b'"configured"', 1000
+        with pytest.raises(UpstreamUnavailableError):
+            await far.create(IMAGE)
+        assert breaker.left < 1000
+        breaker.left = 0
+        with in_time():
+            while await runtime.list():
+                await anyio.sleep(0.05)
 
 
 async def test_commands_follow_each_other_on_one_connection(server: Process, box: RemoteBox) -> None:

@@ -15,6 +15,7 @@ import anyio.to_thread
 import pytest
 
 from hutch.errors import AlreadyExistsError, HutchError, InvalidArgumentError, InvalidStateError, NotFoundError
+from hutch.runtime.home import new_id
 from hutch.runtime.runtime import LocalRuntime
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import in_time, sh, until
@@ -56,6 +57,25 @@ async def test_names_labels_and_prefixes(runtime: LocalRuntime) -> None:
     await runtime.remove("second", force=True)
     await runtime.remove("first")
     assert await runtime.list() == []
+
+
+async def test_the_same_box_id_makes_one_box(runtime: LocalRuntime) -> None:
+    box_id = new_id()
+    made: list[str] = []
+
+    async def make() -> None:
+        made.append((await runtime.create(IMAGE, name="once", labels={"a": "b"}, box_id=box_id)).id)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(make)
+    assert made == 4 * [box_id]
+    assert [info.id for info in await runtime.list()] == [box_id]
+    with pytest.raises(AlreadyExistsError, match="made otherwise"):
+        await runtime.create(IMAGE, name="other", box_id=box_id)
+    with pytest.raises(InvalidArgumentError, match="12 letters and digits"):
+        await runtime.create(IMAGE, box_id="../../escape")
+    assert [info.name for info in await runtime.list()] == ["once"]
 
 
 async def test_main_command_logs_and_exit_code(runtime: LocalRuntime) -> None:

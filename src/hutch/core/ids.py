@@ -31,6 +31,13 @@ def is_id(text: str) -> bool:
     return _ID.match(text) is not None
 
 
+def check_id(text: str) -> str:
+    """Return the id if it is one. Raises `InvalidArgumentError`."""
+    if not isinstance(text, str) or not is_id(text):
+        raise InvalidArgumentError(f"box_id {text!r:.100} is not an id: {LENGTH} letters and digits")
+    return text
+
+
 def check_name(name: str, what: str = "box") -> str:
     """Return the name if it is legal. Raises `InvalidArgumentError`."""
     if not isinstance(name, str) or not _NAME.match(name):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
 
+from hutch.core import ids
 from hutch.errors import (
     AlreadyExistsError,
     EngineError,
@@ -47,6 +49,8 @@ class FleetRuntime:
     def __init__(self, database: Path) -> None:
         self._database = database
         self._closed = False
+        # By the id of the box that is being made.
+        self._making: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
         self.registry = Registry(self._database)
@@ -86,18 +90,44 @@ class FleetRuntime:
         *,
         pull: Literal["missing", "always", "never"] = "missing",
         progress: Callable[[Progress], None] | None = None,
+        box_id: str | None = None,
         **fields: Any,
     ) -> RemoteBox:
         """Make a box on the runner with the fewest running boxes. Raises `EngineError` when none is there."""
         self._check_open()
         spec = image if isinstance(image, BoxSpec) else _spec(image, fields)
         check_spec(spec)
+        if box_id is None:
+            return await self._create(await self._choose(spec), spec, None, pull, progress)
+        order = self._making.setdefault(ids.check_id(box_id), anyio.Lock())
+        async with order:  # whoever asks for the same again waits for the outcome of the first
+            runner = self._runner_of(box_id) or await self._choose(spec)
+            return await self._create(runner, spec, box_id, pull, progress)
+
+    async def _choose(self, spec: BoxSpec) -> Runner:
         if spec.name is not None:
             await self._check_name(spec.name)
-        runner = self._place(spec)
-        runner.running += 1  # until its next report
+        return self._place(spec)
+
+    def _runner_of(self, box_id: str) -> Runner | None:
         try:
-            return await runner.create(msgspec.structs.replace(spec, detach=True), pull=pull, progress=progress)
+            place = self.registry.find(box_id)
+        except HutchError:
+            return None
+        return self.runners.get(place.runner) if place.info.id == box_id else None
+
+    async def _create(
+        self,
+        runner: Runner,
+        spec: BoxSpec,
+        box_id: str | None,
+        pull: Literal["missing", "always", "never"],
+        progress: Callable[[Progress], None] | None,
+    ) -> RemoteBox:
+        runner.running += 1  # until its next report
+        spec = msgspec.structs.replace(spec, detach=True)
+        try:
+            return await runner.create(spec, pull=pull, progress=progress, box_id=box_id)
         except ConnectionFailed as error:
             runner.seen = float("-inf")
             raise EngineError(f"runner {runner.id} was lost while it made the box: {error}") from None

@@ -167,6 +167,7 @@ class LocalRuntime:
         platform: str | None = None,
         pull: Literal["missing", "always", "never"] = "missing",
         progress: Callable[[Progress], None] | None = None,
+        box_id: str | None = None,
     ) -> LocalBox:
         """Make a box. See `hutch.sdk.base.Runtime.create`."""
         self._check_open()
@@ -202,14 +203,21 @@ class LocalRuntime:
             )
         check_spec(spec)
         check_callable("progress", progress)
+        if box_id is not None and (made := self._made(ids.check_id(box_id), spec)) is not None:
+            return made
         if spec.name is not None and self.store.has_box_named(spec.name):
             raise AlreadyExistsError(f"a box named {spec.name!r} exists already; remove it or choose another name")
         for mount in spec.mounts:
             if mount.volume and self.store.get_volume(mount.volume) is None:
                 raise NotFoundError(f"volume {mount.volume!r} does not exist; create it first")
         info = await self._image(spec, pull, progress)
-        record = self._record(spec, info, await self.engines.choose(spec))
-        self._add(record)
+        record = self._record(spec, info, await self.engines.choose(spec), box_id or new_id())
+        try:
+            self._add(record)
+        except AlreadyExistsError:  # by who asked for the same at the same time, perhaps
+            if (made := self._made(record.id, spec)) is None:
+                raise
+            return made
         return self._handle(record)
 
     async def get(self, box: str) -> LocalBox:
@@ -349,10 +357,18 @@ class LocalRuntime:
             spec.image, platform=spec.platform, always=pull == "always", progress=progress
         )
 
-    def _record(self, spec: BoxSpec, image: ImageInfo, isolation: str) -> BoxRecord:
+    def _made(self, box_id: str, spec: BoxSpec) -> LocalBox | None:
+        """The box that was made by this id. Raises `AlreadyExistsError` when it was made otherwise."""
+        record = self.store.get_box(box_id)
+        if record is None:
+            return None
+        if record.spec != without_values(spec):
+            raise AlreadyExistsError(f"a box with the id {box_id!r} exists already, and was made otherwise")
+        return self._handle(record)
+
+    def _record(self, spec: BoxSpec, image: ImageInfo, isolation: str, box_id: str) -> BoxRecord:
         now = time.time()
         settings = resolve(spec, image)
-        box_id = new_id()
         return BoxRecord(
             id=box_id,
             spec=without_values(spec),

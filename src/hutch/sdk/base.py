@@ -461,13 +461,16 @@ class Runtime(Protocol):
         platform: str | None = None,
         pull: Literal["missing", "always", "never"] = "missing",
         progress: ProgressFunction | None = None,
+        box_id: str | None = None,
     ) -> Box:
         """Make a box (its state is *configured*; `Box.start` or the first command starts it). The image is pulled
         when absent.
 
         ``network``: ``"disabled"``, ``"enabled"``, or the rules of an allow-list such as ``["api.example.com"]``.
         ``ports``: TCP ports of the box that are published on the host's loopback. ``secrets``: values that the box
-        uses without having them; their hosts may be reached.
+        uses without having them; their hosts may be reached. ``box_id``: an id of the caller's choice, 12 letters and
+        digits at random; the same id twice makes one box, so that a creation whose outcome is not known may be
+        repeated. Raises `AlreadyExistsError` when a box with this id was made otherwise.
         """
 
     async def get(self, box: str) -> Box:

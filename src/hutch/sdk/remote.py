@@ -10,8 +10,9 @@ from urllib.parse import quote
 import anyio
 
 from hutch.core import ids
-from hutch.errors import HutchError, RuntimeClosedError
+from hutch.errors import EngineError, HutchError, RuntimeClosedError, UpstreamUnavailableError
 from hutch.runtime.checks import check_callable, check_name, check_path, check_seconds
+from hutch.runtime.home import new_id
 from hutch.runtime.spec import build_spec, check_spec
 from hutch.sdk.remote_box import RemoteBox
 from hutch.sdk.remote_http import Http
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("hutch.remote")
 
 _CLOSE_SECONDS = 5.0
+# When to look for a box whose creation gave no answer.
+_UNMAKE_PAUSES = (0.0, 0.2, 1.0, 5.0, 30.0)
 
 
 class RemoteRuntime:
@@ -130,6 +133,7 @@ class RemoteRuntime:
         platform: str | None = None,
         pull: Literal["missing", "always", "never"] = "missing",
         progress: Callable[[Progress], None] | None = None,
+        box_id: str | None = None,
     ) -> RemoteBox:
         """Make a box. See `hutch.sdk.base.Runtime.create`. Folders of the host cannot be mounted from afar."""
         self._check_open()
@@ -165,8 +169,16 @@ class RemoteRuntime:
             )
         check_spec(spec)
         check_callable("progress", progress)
-        body = CreateBody(spec=spec, pull=pull)
-        info = await self.http.call("POST", "/v1/x/boxes", BoxInfo, body, progress=progress)
+        made = new_id() if box_id is None else ids.check_id(box_id)
+        body = CreateBody(id=made, spec=spec, pull=pull)
+        try:
+            info: BoxInfo = await self.http.repeat(
+                lambda: self.http.call("POST", "/v1/x/boxes", BoxInfo, body, progress=progress)
+            )
+        except (EngineError, UpstreamUnavailableError, anyio.get_cancelled_exc_class()):
+            if box_id is None:  # it may have been made all the same, and nobody would know of it
+                self.spawn(self._unmake, made)
+            raise
         if not spec.detach:
             self._own[info.id] = spec.auto_remove
         return self.handle(info)
@@ -237,6 +249,14 @@ class RemoteRuntime:
         return box
 
     # Private methods.
+
+    async def _unmake(self, box_id: str) -> None:
+        """Remove what a creation whose answer never came may have made, or may be making still."""
+        for pause in _UNMAKE_PAUSES:
+            await anyio.sleep(pause)
+            with contextlib.suppress(HutchError):
+                await self.remove(box_id, force=True)
+                return
 
     async def _end(self, box_id: str, remove: bool) -> None:
         with contextlib.suppress(HutchError), anyio.move_on_after(_CLOSE_SECONDS):

@@ -42,9 +42,10 @@ class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class CreateBody(Body, frozen=True, kw_only=True):
-    """``POST /v1/x/boxes``."""
+    """``POST /v1/x/boxes``. The same ``id`` twice makes one box."""
 
     spec: BoxSpec
+    id: str | None = None
     pull: Literal["missing", "always", "never"] = "missing"
 
 

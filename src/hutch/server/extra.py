@@ -173,7 +173,9 @@ class _Extra:
             raise UnsupportedError("a port of the host cannot be published from afar")
         # A box must outlive this process; when it ends with its client, its client ends it.
         spec = msgspec.structs.replace(self._rules.admit(body.spec), detach=True)
-        return await self._made(await self._backend.create(spec, pull=body.pull, progress=call.progress))
+        return await self._made(
+            await self._backend.create(spec, pull=body.pull, progress=call.progress, box_id=body.id)
+        )
 
     async def import_box(self, call: Call) -> object:
         made = await self._backend.import_box(call.upload, name=call.query.get("name"))
