@@ -1,7 +1,7 @@
 """Connections from the host to TCP ports of a box: one at a time, or all that come to a port of the host.
 
-A connection is an execution of the agent in the box (`FileOp.TUNNEL`), so it works for every engine, is bounded by
-the same windows, and ends with the box.
+A connection is an execution of the agent in the box (`FileOp.TUNNEL`), so it works for every engine and from afar, is
+bounded by the same windows, and ends with the box.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
@@ -24,17 +24,35 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from hutch.runtime.box import LocalBox
+    from hutch.runtime.execution import LocalExecution
+    from hutch.sdk.base import Tunnel
 
 log = logging.getLogger("hutch.net")
 
 _PIECE = 128 * 1024
 
 
-class LocalTunnel:
+class Host(Protocol):
+    """A box, as far as its ports go."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str | None: ...
+
+    @property
+    def ports(self) -> BoxPorts: ...
+
+    async def start_file_op(self, op: proto.FileOp, path: str, **options: Any) -> LocalExecution: ...
+
+    async def dispose(self, execution: Any) -> None: ...
+
+
+class BoxTunnel:
     """A connection to a port of a box. Implements `hutch.sdk.base.Tunnel`."""
 
-    def __init__(self, box: LocalBox, spawn: Callable[..., None]) -> None:
+    def __init__(self, box: Host, spawn: Callable[..., None]) -> None:
         """Not connected yet."""
         self._box = box
         self._spawn = spawn
@@ -111,10 +129,10 @@ class LocalTunnel:
         await self.close()
 
 
-class LocalForward:
+class PortForward:
     """A port of the host that leads to a port of a box. Implements `hutch.sdk.base.Forward`."""
 
-    def __init__(self, box: LocalBox, listener: socket.socket, port: int) -> None:
+    def __init__(self, box: Host, listener: socket.socket, port: int) -> None:
         self.host_ip: str = listener.getsockname()[0]
         self.host_port: int = listener.getsockname()[1]
         self._box = box
@@ -148,22 +166,22 @@ class LocalForward:
 class BoxPorts:
     """The ports of one box. Implements `hutch.sdk.base.Ports`."""
 
-    def __init__(self, box: LocalBox, spawn: Callable[..., None]) -> None:
+    def __init__(self, box: Host, spawn: Callable[..., None]) -> None:
         self._box = box
         self._spawn = spawn
 
-    async def connect(self, port: int) -> LocalTunnel:
+    async def connect(self, port: int) -> BoxTunnel:
         """Connect to a TCP port of the box, whatever its network policy. See `hutch.sdk.base.Ports.connect`."""
         check_whole("port", port, 1, 65535)
-        tunnel = LocalTunnel(self._box, self._spawn)
+        tunnel = BoxTunnel(self._box, self._spawn)
         await tunnel.open(port)
         return tunnel
 
-    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> LocalForward:
+    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> PortForward:
         """Let a port of the host lead to a port of the box. See `hutch.sdk.base.Ports.forward`."""
         check_whole("port", port, 1, 65535)
         check_whole("host_port", host_port, 0, 65535)
-        forward = LocalForward(self._box, listen_at(check_text("host_ip", host_ip), host_port), port)
+        forward = PortForward(self._box, listen_at(check_text("host_ip", host_ip), host_port), port)
         self._spawn(forward.serve)
         return forward
 
@@ -187,7 +205,7 @@ def listen_at(host_ip: str, host_port: int) -> socket.socket:
     return listener
 
 
-async def serve_port(listener: socket.socket, box: LocalBox, port: int) -> None:
+async def serve_port(listener: socket.socket, box: Host, port: int) -> None:
     """Join every connection to the listener with one to the box's port, until cancelled."""
     loop = asyncio.get_running_loop()
     async with anyio.create_task_group() as tasks:
@@ -201,18 +219,19 @@ async def serve_port(listener: socket.socket, box: LocalBox, port: int) -> None:
             tasks.start_soon(_serve_connection, connection, box, port)
 
 
-async def _serve_connection(connection: socket.socket, box: LocalBox, port: int) -> None:
+async def _serve_connection(connection: socket.socket, box: Host, port: int) -> None:
     with connection:
         try:
             tune(connection)
             async with await box.ports.connect(port) as tunnel:
-                await _join(connection, tunnel)
+                await join(connection, tunnel)
         except (HutchError, OSError) as error:
             log.debug("a connection to port %s of box %s ended: %s", port, box.id, error)
             reset_at_close(connection)
 
 
-async def _join(connection: socket.socket, tunnel: LocalTunnel) -> None:
+async def join(connection: socket.socket, tunnel: Tunnel) -> None:
+    """Carry bytes both ways, each until its end. Raises `NetworkError` or `OSError` when the connection breaks."""
     loop = asyncio.get_running_loop()
 
     async def outward() -> None:

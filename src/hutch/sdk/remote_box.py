@@ -35,9 +35,10 @@ from hutch.runtime.files import BoxFiles
 from hutch.runtime.follow import follow_log
 from hutch.runtime.home import new_id
 from hutch.runtime.lives import MAIN
+from hutch.runtime.ports import BoxPorts
 from hutch.sdk.remote_channel import dial
 from hutch.sdk.remote_doors import exec_body
-from hutch.sdk.remote_network import RemoteNetwork, RemotePorts
+from hutch.sdk.remote_network import RemoteNetwork
 from hutch.sdk.remote_snapshots import RemoteSnapshots
 from hutch.sdk.remote_watching import Owner, WatchedBox
 from hutch.sdk.remote_wire import NameBody, SignalBody, StartBody, StopBody, Waited
@@ -67,7 +68,7 @@ class RemoteBox(WatchedBox):
         self.files = BoxFiles(self)
         self.snapshots = RemoteSnapshots(runtime.http, self.path)
         self.network = RemoteNetwork(runtime.http, self.path)
-        self.ports = RemotePorts()
+        self.ports = BoxPorts(self, runtime.spawn)
 
     def __repr__(self) -> str:
         return f"<hutch box {self.id}{f' {self.name!r}' if self.name else ''} at {self._http.url}>"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hutch.errors import UnsupportedError
 from hutch.runtime.spec import build_network
 from hutch.sdk.remote_wire import NetworkBody
 from hutch.types import BoxInfo, NetPolicy, Refusal
@@ -12,7 +11,6 @@ from hutch.types import BoxInfo, NetPolicy, Refusal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hutch.sdk.base import Forward, Tunnel
     from hutch.sdk.remote_http import Http
     from hutch.types import Outbound
 
@@ -37,19 +35,3 @@ class RemoteNetwork:
     async def log(self) -> list[Refusal]:
         """Return what the box was refused, oldest first."""
         return await self._http.get(f"{self._box}/network/log", list[Refusal])
-
-
-class RemotePorts:
-    """The ports of one box. Implements `hutch.sdk.base.Ports`, as far as a server can."""
-
-    async def connect(self, port: int) -> Tunnel:
-        """Raise `UnsupportedError`: servers have no tunnels."""
-        raise _no_tunnels(port)
-
-    async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> Forward:
-        """Raise `UnsupportedError`: servers have no tunnels."""
-        raise _no_tunnels(port)
-
-
-def _no_tunnels(port: int) -> UnsupportedError:
-    return UnsupportedError(f"port {port} cannot be reached through a server; connect on the machine of the box")
