@@ -80,11 +80,13 @@ class NetPolicy(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Secret(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A value that a box may use without having it: in the box the variable ``name`` holds a placeholder, and the
     gateway puts the value in its place in the headers and the query of HTTPS requests to ``hosts`` (names, ``*.``
-    names, with a port if that is not 443). ``value`` is empty where a box is described."""
+    names, with a port if that is not 443). ``value`` is empty where a box is described. ``placeholder``: another one
+    than ``<HUTCH_SECRET:name>``."""
 
     name: str
     value: str
     hosts: tuple[str, ...]
+    placeholder: str = ""
 
     def __repr__(self) -> str:
         return f"Secret(name={self.name!r}, hosts={self.hosts!r})"

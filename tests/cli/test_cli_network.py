@@ -99,7 +99,6 @@ def test_what_was_refused_is_told(hutch: Tool) -> None:
     assert entry["peer"] == "198.51.100.9:80"
 
 
-@pytest.mark.here
 def test_a_port_is_forwarded_until_a_signal(hutch: Tool, read_line: Any, finish: Any) -> None:
     hutch("create", "--name", "box", "busybox")
     hutch("exec", "-d", "box", "nc", "-ll", "-p", "8080", "-e", "cat")
@@ -127,4 +126,22 @@ def test_ports_at_a_server_are_refused_and_nothing_is_made(hutch: Tool) -> None:
     assert hutch.text("ls", "-q") == ""
     hutch("create", "--name", "list", "--allow-net", "example.com:443", "busybox")
     assert hutch.text("net", "show", "list").splitlines() == ["outbound: allow-list", "allow: example.com:443"]
-    assert b"cannot be reached through a server" in hutch("port-forward", "list", "80", code=1).stderr
+    hutch("net", "set", "list", "--network", "enabled")
+    assert hutch.text("net", "show", "list") == "outbound: enabled"
+    done = hutch("net", "set", "list", "--allow-net", "host.hutch.internal:22", code=1)
+    assert b"lets no box reach 'host.hutch.internal:22'" in done.stderr
+
+
+@pytest.mark.here
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--network", "disabled", "--allow-net", "a.com"), "--allow-net: has no meaning"),
+        (("--allow-net", "a b"), "'a b' is not a rule for a network"),
+        (("--tunnel-port", "80"), "has no meaning without --tunnel-url"),
+        (("--tunnel-url", "ftp://a.com"), "is no URL for tunnels"),
+        (("--tunnel-url", "https://a.com:99999"), "--tunnel-url: Port out of range"),
+    ],
+)
+def test_what_a_server_cannot_be_told_of_networks(hutch: Tool, words: tuple[str, ...], message: str) -> None:
+    assert message in hutch("serve", "--port", "0", *words, code=None).stderr.decode()

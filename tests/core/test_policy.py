@@ -142,6 +142,33 @@ def test_private_answers(address: str) -> None:
     assert Policy(Outbound.ENABLED).answer("example.com", found, 80)
 
 
+@pytest.mark.parametrize(
+    ("most", "within", "beyond"),
+    [
+        ("example.com", ["example.com:443", "EXAMPLE.com"], ["*.example.com", "a.example.com", "10.0.0.1", "*"]),
+        ("*.example.com", ["a.example.com", "*.a.example.com", "*.example.com:80-90"], ["example.com", "*", "*.com"]),
+        ("*", ["example.com", "*.com", "*"], [HOST_NAME, "0.0.0.0/0", "10.0.0.1"]),
+        ("10.0.0.0/8", ["10.1.0.0/16", "10.0.0.1:80"], ["0.0.0.0/0", "11.0.0.1", "::/0", "a.com"]),
+        ("::/0", ["2001:db8::/32", "[::1]:80"], ["10.0.0.1", "0.0.0.0/0"]),
+        ("10.0.0.1:80-90", ["10.0.0.1:80", "10.0.0.1:85-90"], ["10.0.0.1", "10.0.0.1:79-80", "10.0.0.1:90-91"]),
+        (HOST_NAME, [HOST_NAME, f"{HOST_NAME}:80"], ["127.0.0.1", "a.com"]),
+    ],
+)
+def test_what_a_rule_covers(most: str, within: list[str], beyond: list[str]) -> None:
+    for text in within:
+        assert covers(parse_rule(most), parse_rule(text)), text
+    for text in beyond:
+        assert not covers(parse_rule(most), parse_rule(text)), text
+
+
+def test_rules_about_the_machine_itself() -> None:
+    for text in (HOST_NAME, f"{HOST_NAME}:80", "127.0.0.1", "169.254.169.254:80", "fd00:ec2::254", "::1", "0.0.0.0"):
+        assert is_special(parse_rule(text)), text
+    # They admit nothing of that, though it is within them.
+    for text in ("0.0.0.0/0", "::/0", "*", "*.internal", "10.0.0.1", "example.com"):
+        assert not is_special(parse_rule(text)), text
+
+
 def test_own_addresses_are_refused_unless_listed() -> None:
     own = ipaddress.ip_address("203.0.113.7")
     assert Policy(Outbound.ENABLED).address(own, 80) is Verdict.ALLOW

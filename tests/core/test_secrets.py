@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.core.secrets import Substitution, placeholder, substitute
+from hutch.types import Secret
 
 VALUE = "s3cr&t value"
-KEY = Substitution(placeholder("KEY").encode(), VALUE.encode())
-OTHER = Substitution(placeholder("KEY2").encode(), b"other")
+KEY = Substitution(placeholder(Secret(name="KEY", value="", hosts=())).encode(), VALUE.encode())
+OTHER = Substitution(placeholder(Secret(name="KEY2", value="", hosts=())).encode(), b"other")
 
 header_text = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20).map(str.encode)
 

@@ -21,7 +21,10 @@ pytestmark = [pytest.mark.root, pytest.mark.anyio]
 __all__ = ["image_store", "talk"]
 
 # Who publishes a port does so on the machine of the box.
-HERE = {"test_published_ports_outlive_their_maker_and_a_killed_gateway", "test_a_port_that_is_taken_is_an_error_of_the_start"}
+HERE = {
+    "test_published_ports_outlive_their_maker_and_a_killed_gateway",
+    "test_a_port_that_is_taken_is_an_error_of_the_start",
+}
 
 globals().update(
     {name: value for name, value in vars(test_ports).items() if name.startswith("test_") and name not in HERE}

@@ -22,6 +22,8 @@ import boxlite  # type: ignore[import-untyped]
 from boxlite import ApiKeyCredential, Boxlite, BoxliteRestOptions, BoxOptions
 
 IMAGE = "busybox:test"
+# Waits until somebody listens at 8080 and 8081.
+LISTENING = "for i in $(seq 100); do [ $(netstat -ltn | grep -c ':808[01]') = 2 ] && exit; sleep 0.05; done; exit 1"
 
 
 class Outcome:
@@ -72,7 +74,8 @@ async def life(url: str) -> None:
     assert (info.id, info.name, info.image, info.cpus, info.memory_mib) == (box.id, "life-1", IMAGE, 1, 256)
     assert info.state.status == "configured" and not info.state.running
     assert info.auto_stop == 900 and info.auto_delete == 0 and info.auto_resume
-    assert info.network.outbound.mode == "disabled"
+    assert (info.network.outbound.mode, info.network.outbound.allow_net) == ("enabled", [])
+    assert info.network.inbound.mode == "disabled" and info.network.published_ports == []
     await raises(boxlite.AlreadyExistsError, runtime.create(BoxOptions(image=IMAGE), name="life-1"))
     assert (await runtime.get("life-1")).id == box.id
     assert await runtime.get("life") is None
@@ -374,13 +377,103 @@ async def refusals(url: str) -> None:
     await raises(boxlite.InvalidArgumentError, create(BoxOptions(image=IMAGE, auto_stop=59)), "60")
     await raises(boxlite.InvalidArgumentError, create(BoxOptions(image=IMAGE), name="a b/c?d"), "name")
     await raises(boxlite.UnsupportedError, create(BoxOptions(rootfs_path="/etc")), "rootfs_path")
-    allowed = boxlite.NetworkSpec(mode="enabled", allow_net=["10.0.0.1"])
-    await raises(boxlite.UnsupportedError, create(BoxOptions(image=IMAGE, network=allowed)), "network")
+    for special in ("127.0.0.1", "169.254.169.254", "host.hutch.internal"):
+        host = boxlite.NetworkSpec(mode="enabled", allow_net=[special])
+        await raises(boxlite.UnsupportedError, create(BoxOptions(image=IMAGE, network=host)), special)
+    useless = boxlite.Secret(name="A", value="horse-shoe", hosts=[])
+    await raises(boxlite.InvalidArgumentError, create(BoxOptions(image=IMAGE, secrets=[useless])), "secrets.0.hosts")
     assert [info.name for info in await runtime.list_info()] == names
     box = await runtime.create(BoxOptions(image=IMAGE))
-    await raises(boxlite.UnsupportedError, box.network.tunnel(80))
+    await raises(boxlite.StoppedError, box.network.tunnel(80), "does not run")
     await runtime.remove(box.id, force=True)
     await raises(boxlite.NotFoundError, run(box, "true"))
+
+
+async def network(url: str) -> None:
+    runtime = connect(url)
+    mixed = boxlite.NetworkSpec(
+        outbound=boxlite.OutboundNetworkSpec(mode="enabled", allow_net=["192.0.2.99", "*.example.com"]),
+        inbound=boxlite.InboundNetworkSpec(mode="enabled"),
+    )
+    key = boxlite.Secret(name="openai", value="horse-shoe", hosts=["api.example.com"])
+    box = await runtime.create(BoxOptions(image=IMAGE, network=mixed, secrets=[key]))
+
+    async def shown() -> tuple[str, list[str], str]:
+        state = (await box.info()).network
+        return state.outbound.mode, state.outbound.allow_net, state.inbound.mode
+
+    assert await shown() == ("enabled", ["192.0.2.99", "*.example.com"], "enabled")
+    assert (await run(box, "sh", "-c", "echo $BOXLITE_SECRET_openai $openai")).out.split() == 2 * [
+        key.get_placeholder()
+    ]
+    assert "horse" not in (await run(box, "env")).out
+    assert (await run(box, "sh", "-c", "wc -l < /proc/net/route")).out == "2\n"
+    await box.network.update_outbound(boxlite.OutboundNetworkSpec(mode="enabled", allow_net=["192.0.2.0/24"]))
+    await box.network.update_inbound(boxlite.InboundNetworkSpec(mode="disabled"))
+    assert await shown() == ("enabled", ["192.0.2.0/24"], "disabled")
+    await box.network.update_outbound(boxlite.OutboundNetworkSpec(mode="enabled"))
+    assert await shown() == ("enabled", [], "disabled")
+    await box.network.update_outbound(boxlite.OutboundNetworkSpec(mode="disabled"))
+    assert await shown() == ("disabled", [], "disabled")
+    await runtime.remove(box.id, force=True)
+    none = boxlite.NetworkSpec(mode="disabled")
+    box = await runtime.create(BoxOptions(image=IMAGE, network=none))
+    assert await shown() == ("disabled", [], "disabled")
+    assert (await run(box, "sh", "-c", "wc -l < /proc/net/route")).out == "1\n"
+    await runtime.remove(box.id, force=True)
+
+
+async def tunnels(url: str) -> None:
+    runtime = connect(url)
+    box = await runtime.create(BoxOptions(image=IMAGE, network=boxlite.NetworkSpec(mode="disabled")))
+    await box.start()
+    for port in (8080, 8081):
+        await box.exec("nc", ["-ll", "-p", str(port), "-e", "cat"])
+    assert (await run(box, "sh", "-c", LISTENING)).code == 0
+    data = os.urandom(2 << 20)
+    connection = await (await box.network.tunnel(8080)).connect()
+
+    async def send() -> None:
+        await connection.write(data)
+        await connection.shutdown_write()
+
+    async def receive(from_: Any) -> bytes:
+        received = b""
+        while piece := await from_.read(1 << 16):
+            received += piece
+        return received
+
+    sent = asyncio.ensure_future(send())
+    assert await asyncio.wait_for(receive(connection), 20) == data  # also after the half-close
+    await sent
+    nobody = await box.network.tunnel(99)
+    await raises(boxlite.NetworkError, nobody.connect(), "Connection refused")
+    forwarder = await (await box.network.tunnel(8081)).forward(boxlite.SocketAddress.tcp("127.0.0.1", 0))
+    address = forwarder.local_addr()
+
+    async def one(number: int) -> None:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"%d" % number)
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(), 20) == b"%d" % number
+        writer.close()
+
+    await asyncio.gather(*(one(number) for number in range(100)))
+    kept = await (await box.network.tunnel(8081)).connect()
+    other = await (await box.network.tunnel(8080)).connect()
+    for open_ in (kept, other):
+        await open_.write(b"x")
+        assert await open_.read(1) == b"x"
+    stale = await box.network.tunnel(8081)
+    await box.network.revoke_tunnel(8081)
+    await raises(boxlite.NetworkError, asyncio.wait_for(kept.read(1), 10))
+    await raises(boxlite.BoxliteError, stale.connect())
+    await other.write(b"y")
+    assert await other.read(1) == b"y"
+    await box.stop()
+    await raises(boxlite.NetworkError, asyncio.wait_for(other.read(1), 10))
+    await raises(boxlite.StoppedError, box.network.tunnel(8080))
+    await runtime.remove(box.id, force=True)
 
 
 async def simple_box(url: str) -> None:

@@ -30,6 +30,8 @@ CASES = (
     "volumes",
     "images_and_metrics",
     "refusals",
+    "network",
+    "tunnels",
     "simple_box",
     "sync_simple_box",
     "cut_before_exit",

@@ -89,18 +89,29 @@ def test_request_ids(http: httpx2.Client) -> None:
         ("security", "off"),
         ("network", {"mode": "maybe"}),
         ("network", {"mode": "enabled", "outbound": {"mode": "enabled"}}),
-        ("network", {"mode": "enabled", "allow_net": ["10.0.0.1"]}),
-        ("network", {"outbound": {"mode": "enabled"}, "inbound": {"mode": "enabled"}}),
+        ("network.allow_net.1", {"mode": "enabled", "allow_net": ["10.0.0.1", "a b"]}),
+        ("network.outbound.allow_net", {"outbound": {"mode": "enabled", "allow_net": ["127.0.0.1:22"]}}),
+        ("network.outbound.allow_net", {"outbound": {"mode": "disabled", "allow_net": ["10.0.0.1"]}}),
+        ("network.inbound.allow_net", {"inbound": {"mode": "enabled", "allow_net": ["10.0.0.1"]}}),
+        ("network.ports", {"ports": [80]}),
+        ("ports", [80]),
         ("volumes", [{"host_path": "/etc/shadow-ish", "guest_path": "/x"}]),
         ("rootfs_path", "/etc/shadow-ish"),
-        ("secrets", [{"name": "a", "value": "b"}]),
+        ("secrets.0.hosts", [{"name": "a", "value": "shadow"}]),
+        ("secrets.0.value", [{"name": "a", "value": 5, "hosts": ["a.com"]}]),
+        ("secret", [{"name": "a", "value": "shadow", "hosts": ["10.0.0.1"]}]),
+        ("secrets", [{"name": "a", "value": "shadow", "hosts": ["host.hutch.internal"]}]),
+        ("secret", [{"name": "a-b", "value": "shadow", "hosts": ["a.com"]}]),
+        ("secret", [{"name": "a", "value": "shadow\r\nX: y", "hosts": ["a.com"]}]),
+        ("placeholder", [{"name": "a", "value": "shadow", "hosts": ["a.com"], "placeholder": "short"}]),
         ("advanced", {"capabilities": {"add": ["ALL"]}}),
         ("tty", "yes"),
     ],
 )
 def test_a_wrong_field_is_named_and_nothing_is_made(http: httpx2.Client, field: str, value: object) -> None:
     before = http.get("/v1/boxes").json()
-    answer = http.post("/v1/boxes", json={"image": IMAGE, field: value})
+    top = {"secret": "secrets", "placeholder": "secrets"}.get(field, field.partition(".")[0])
+    answer = http.post("/v1/boxes", json={"image": IMAGE, top: value})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["code"] in ("invalid_argument", "unsupported")
@@ -115,7 +126,8 @@ def test_what_clients_always_send_is_taken(http: httpx2.Client) -> None:
     assert made.status_code == 201
     box = made.json()
     assert box["labels"] == {"a": "b"} and box["auto_stop"] == 0 and box["auto_delete"] == 0
-    assert box["network"]["outbound"]["mode"] == "disabled"
+    assert box["network"]["outbound"] == {"mode": "enabled", "allow_net": []}
+    assert http.get("/v1/config").json()["capabilities"]["network_enabled"]
     assert http.head(f"/v1/boxes/{box['box_id']}").status_code == 204
     assert http.delete(f"/v1/boxes/{box['box_id']}").status_code == 204
     assert http.head(f"/v1/boxes/{box['box_id']}").status_code == 404

@@ -7,10 +7,13 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hutch.cli import options, output
+from hutch.cli.network import network_policy
 from hutch.cli.parser import UsageError
 from hutch.errors import ConfigError
+from hutch.types import Outbound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from hutch.cli.session import Session
     from hutch.server.serve import Server
     from hutch.server.settings import ServerSettings
+    from hutch.types import NetPolicy
 
 
 async def serve(session: Session, args: Arguments) -> int:
@@ -112,6 +116,11 @@ def _settings(args: Arguments, keys: dict[str, tuple[str, ...]], **places: Path 
         path_prefix=args.path_prefix or "",
         auto_stop=args.auto_stop,
         auto_delete=args.auto_delete,
+        network=_network(args),
+        network_by_default=not args.no_default_network,
+        tunnel_url=args.tunnel_url or "",
+        tunnel_host=args.host,
+        tunnel_port=_tunnel_port(args),
         exec_timeout=args.exec_timeout,
         max_exec_timeout=args.max_exec_timeout,
         max_connections=args.max_connections,
@@ -119,6 +128,25 @@ def _settings(args: Arguments, keys: dict[str, tuple[str, ...]], **places: Path 
         shutdown_seconds=args.shutdown,
         **chosen,
     )
+
+
+def _network(args: Arguments) -> NetPolicy:
+    """The most that boxes may reach: everybody, unless the options say less."""
+    return network_policy(args.network or (None if args.allow_net else Outbound.ENABLED), args.allow_net)
+
+
+def _tunnel_port(args: Arguments) -> int:
+    if not args.tunnel_url:
+        if args.tunnel_port is not None:
+            raise UsageError("--tunnel-port: has no meaning without --tunnel-url")
+        return 0
+    if args.tunnel_port is not None:
+        return int(args.tunnel_port)
+    parts = urlsplit(args.tunnel_url)
+    try:
+        return parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise UsageError(f"--tunnel-url: {error}") from None
 
 
 @contextlib.contextmanager

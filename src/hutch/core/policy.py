@@ -202,6 +202,21 @@ def rule_admits(rule: Rule, name: str, port: int) -> bool:
     return rule.admits(port) and _matches(rule.name, name)
 
 
+def covers(most: Rule, rule: Rule) -> bool:
+    """Whether all that a rule admits another one, ``most``, admits too."""
+    if not (most.admits(rule.ports[0]) and most.admits(rule.ports[1])):
+        return False
+    if rule.network is not None:
+        return _is_part(rule.network, most.network) if most.network is not None else False
+    return most.network is None and _matches(most.name, rule.name)
+
+
+def is_special(rule: Rule) -> bool:
+    """Whether a rule is about what is refused whatever the policy: the loopback of the host, the link, metadata
+    services."""
+    return rule.name == HOST_NAME or any(_is_part(rule.network, special) for special in _SPECIAL)
+
+
 def plain_address(address: Address) -> Address:
     """Return the IPv4 address that an IPv6 one stands for (``::ffff:1.2.3.4``), otherwise the address."""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     import h11
 
+    from hutch.types import Secret
+
 _BASIC = b"basic "
 
 
@@ -41,9 +43,9 @@ class Authority(msgspec.Struct, frozen=True):
         return "Authority(…)"
 
 
-def placeholder(name: str) -> str:
+def placeholder(secret: Secret) -> str:
     """Return what a box sees in the place of a secret."""
-    return f"<HUTCH_SECRET:{name}>"
+    return secret.placeholder or f"<HUTCH_SECRET:{secret.name}>"
 
 
 def substitute(request: h11.Request, secrets: Iterable[Substitution]) -> h11.Request:

@@ -16,6 +16,7 @@ from starlette.applications import Starlette
 from hutch.errors import HutchError, MetadataError
 from hutch.fleet.guard import Guard
 from hutch.fleet.wire import REGISTER, Registration
+from hutch.host.netns import nft
 from hutch.image.logins import Entry
 from hutch.runtime.home import new_id
 from hutch.sdk.remote_http import Http
@@ -99,7 +100,7 @@ async def report(runtime: LocalRuntime, api: str, join_token: str, url: str) -> 
     try:
         while True:
             running = sum(info.state is BoxState.RUNNING for info in await runtime.list())
-            body = Registration(runner=name, url=url, token=token, running=running)
+            body = Registration(runner=name, url=url, token=token, running=running, network=nft() is not None)
             try:
                 await http.call("POST", REGISTER, object, body)
                 pause, warned = BEAT_SECONDS, False

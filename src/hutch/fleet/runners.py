@@ -36,6 +36,7 @@ class Runner(RemoteRuntime):
         self.token = token
         self.seen = float("-inf")
         self.running = 0
+        self.network = False
         self.done = anyio.Event()
         self._registry = registry
 
@@ -93,6 +94,7 @@ class Runners:
                 await runner.reconcile()
             runner.seen = anyio.current_time()
             runner.running = body.running
+            runner.network = body.network
 
     def get(self, runner: str) -> Runner:
         """The connection to a runner, whether it is alive or not. Raises `UpstreamUnavailableError`."""

@@ -183,10 +183,13 @@ class FleetRuntime:
 
         self._check_open()
         boxes = await self.list()
+        alive = [runner for runner in self.runners.all() if runner.alive]
         return {
             "version": __version__,
             "runners": len(self.runners.all()),
-            "runners_alive": sum(runner.alive for runner in self.runners.all()),
+            "runners_alive": len(alive),
+            # A box may come to any of them.
+            "network": bool(alive) and all(runner.network for runner in alive),
             "isolation": "container",
             "boxes": len(boxes),
             "running": sum(box.state is BoxState.RUNNING for box in boxes),

@@ -34,7 +34,7 @@ class Interceptor:
     def __init__(self, secrets: Iterable[Secret], values: Mapping[str, str], authority: Authority) -> None:
         self._bound = tuple(
             _Bound(
-                Substitution(placeholder(secret.name).encode(), values[secret.name].encode()),
+                Substitution(placeholder(secret).encode(), values[secret.name].encode()),
                 tuple(map(parse_rule, host_rules(secret))),
             )
             for secret in secrets

@@ -25,6 +25,7 @@ from hutch.errors import (
     StorageError,
 )
 from hutch.host.files import locked
+from hutch.host.netns import nft
 from hutch.host.proc import Process
 from hutch.image import ImageStore, RegistryConfig
 from hutch.runtime import archive
@@ -316,6 +317,7 @@ class LocalRuntime:
             "isolation": Isolation.VM if await self.engines.prefer_vm() else Isolation.CONTAINER,
             "vm": await self.engines.describe_vm(),
             "rootless": os.geteuid() != 0,
+            "network": nft() is not None,
             "capabilities": sorted(self.engines.container.capabilities),
             "boxes": len(boxes),
             "running": sum(box.state is BoxState.RUNNING for box in boxes),

@@ -12,6 +12,7 @@ import msgspec
 
 from hutch.core import ids
 from hutch.core.policy import Policy, parse_rule
+from hutch.core.secrets import placeholder
 from hutch.errors import InvalidArgumentError
 from hutch.runtime.checks import check_env, check_text, check_whole, quoted
 from hutch.types import BoxSpec, Isolation, Limits, Mount, NetPolicy, Outbound, PublishedPort, Secret
@@ -232,6 +233,10 @@ def _check_secrets(secrets: tuple[Secret, ...]) -> None:
             raise InvalidArgumentError(f"{quoted(secret.name)} is not a name for a secret: letters, digits and '_'")
         if not secret.value or not secret.value.isprintable():  # it goes into a line of a header
             raise InvalidArgumentError(f"the value of secret {secret.name} is empty or has control characters")
+        if secret.placeholder and not re.fullmatch(r"[!-~]{8,256}", secret.placeholder):
+            raise InvalidArgumentError(
+                f"the placeholder of secret {secret.name} must be 8 to 256 letters, digits and signs of ASCII"
+            )
         if not secret.hosts:
             raise InvalidArgumentError(f"secret {secret.name} names no host; it would be of no use")
         for host in secret.hosts:
@@ -239,6 +244,8 @@ def _check_secrets(secrets: tuple[Secret, ...]) -> None:
                 raise InvalidArgumentError(f"secret {secret.name} is for {quoted(host)}, which is not a name")
     if len({secret.name for secret in secrets}) != len(secrets):
         raise InvalidArgumentError("two secrets have the same name")
+    if len({placeholder(secret) for secret in secrets}) != len(secrets):
+        raise InvalidArgumentError("two secrets have the same placeholder")
 
 
 def _check_mount(mount: Mount) -> None:

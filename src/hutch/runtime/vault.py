@@ -99,7 +99,7 @@ def environment(spec: BoxSpec, env: dict[str, str]) -> dict[str, str]:
     """Return the environment of a box, with the placeholders of its secrets if it has some."""
     if not spec.secrets:
         return env
-    return _VARIABLES | env | {secret.name: placeholder(secret.name) for secret in spec.secrets}
+    return _VARIABLES | env | {secret.name: placeholder(secret) for secret in spec.secrets}
 
 
 class _AsRoot:

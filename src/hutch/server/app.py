@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from hutch import __version__
-from hutch.server import boxes, copies, envelope, executions, files, images, keeper, openapi, relay, system, volumes
+from hutch.server import (
+    boxes,
+    copies,
+    envelope,
+    executions,
+    files,
+    images,
+    keeper,
+    network,
+    openapi,
+    relay,
+    system,
+    volumes,
+)
 from hutch.server.edge import Edge
 from hutch.server.idempotency import Idempotency
 from hutch.server.rules import Activity, ClientRules
@@ -30,6 +43,10 @@ The output of an execution comes over a WebSocket: `GET /v1/boxes/{box_id}/execu
 (standard output) or 2 (standard error), and as the last frame the text `{"type": "exit", "exit_code": N}`. Client to
 server: binary frames are standard input; the texts `{"type": "stdin_eof"}`, `{"type": "resize", "rows", "cols"}` and
 `{"type": "signal", "sig"}`.
+
+A tunnel leads to a port of a box: `POST /v1/boxes/{box_id}/network/tunnel?port=N` answers with a URI. Connect to its
+authority and send `CONNECT authority HTTP/1.1`: after the answer 200 the connection is that of the port. An ordinary
+HTTP request instead of it goes to the port as it is.
 
 Under `/v1/x` is what our own SDK uses beyond that.
 """
@@ -59,7 +76,7 @@ def make_app(backend: Runtime, settings: ServerSettings) -> FastAPI:
     app.add_middleware(Activity, service=service)
     app.add_middleware(Idempotency, seconds=settings.idempotency_seconds)
     app.add_middleware(Edge, settings=settings)
-    for module in (system, copies, boxes, files, images, volumes, executions):
+    for module in (system, copies, boxes, files, images, volumes, executions, network):
         app.include_router(module.router)
     app.router.routes.extend(executions.socket_routes())
     app.router.routes.extend(relay.routes(backend, ClientRules(service)))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 
 from hutch.core.idle import Policy
 from hutch.errors import HutchError, InvalidArgumentError, InvalidStateError, StoppedError, UnsupportedError
-from hutch.server import policy, views
+from hutch.server import network, policy, views
 from hutch.server.http import ERRORS, Flag, PageDep, Segment, ServiceDep
 from hutch.server.models import (
     BootTiming,
@@ -16,8 +16,6 @@ from hutch.server.models import (
     BoxMetrics,
     BoxView,
     CreateBox,
-    NetworkRequest,
-    NetworkRule,
     StopRequest,
     VolumeMount,
 )
@@ -28,7 +26,6 @@ from hutch.types import BoxSpec, BoxState, BoxStats, Limits, Mount
 router = APIRouter(prefix="/v1", tags=["boxes"], responses=ERRORS)
 
 DEFAULT_IMAGE = "alpine:latest"
-_NO_NETWORK = "boxes of this server have no network yet"
 
 
 @router.post("/boxes", status_code=201)
@@ -42,6 +39,7 @@ async def create_box(body: CreateBox, service: ServiceDep) -> BoxView:
         service.counters.failed += 1
         raise
     service.counters.created += 1
+    service.marks.set_open(box.id, network.is_open(body.network))
     service.timings[box.id] = Timing(create=int((time.monotonic() - begin) * 1000))
     service.touch(box.id)
     return views.box(service, await box.info())
@@ -92,7 +90,7 @@ async def stop_box(box_id: Segment, service: ServiceDep, body: StopRequest | Non
     service.counters.stopped += ran
     service.touch(box.id)
     service.settle(box.id)
-    service.executions.box_ended(box.id)
+    service.box_ended(box.id)
     return views.box(service, await box.info())
 
 
@@ -113,6 +111,9 @@ async def box_metrics(box_id: Segment, service: ServiceDep) -> BoxMetrics:
         bytes_received_total=stats.output_bytes,
         cpu_percent=_cpu_percent(service, box.id, stats),
         memory_bytes=stats.memory_bytes,
+        network_bytes_sent=stats.network_sent_bytes,
+        network_bytes_received=stats.network_received_bytes,
+        network_tcp_connections=stats.network_connections,
         boot_timing=BootTiming(total_create_ms=timing.create, container_init_ms=timing.start) if timing else None,
     )
 
@@ -132,11 +133,9 @@ async def _spec(service: Service, body: CreateBox) -> BoxSpec:
     """Check what the types do not tell, and translate. Raises `InvalidArgumentError` and `UnsupportedError`."""
     if body.rootfs_path is not None:
         raise UnsupportedError("rootfs_path: folders of the server's machine cannot be used over this interface")
-    if body.secrets:
-        raise UnsupportedError(f"secrets: {_NO_NETWORK}, so there is no request to put a secret into")
     if body.advanced is not None and body.advanced.capabilities is not None:
         raise UnsupportedError("advanced.capabilities: this server does not change the capabilities of boxes")
-    _check_network(body.network)
+    outbound, secrets = await network.asked(service, body.network, body.secrets)
     policy.check_labels(body.labels)
     if body.working_dir is not None and not body.working_dir.startswith("/"):
         raise InvalidArgumentError(f"working_dir: {body.working_dir!r:.200} is not an absolute path")
@@ -151,12 +150,14 @@ async def _spec(service: Service, body: CreateBox) -> BoxSpec:
         name=body.name,
         command=None if body.cmd is None else tuple(body.cmd),
         entrypoint=None if body.entrypoint is None else tuple(body.entrypoint),
-        env=body.env,
+        env={**network.placeholders(secrets), **body.env},
         workdir=body.working_dir,
         user=body.user,
         labels={**body.labels, **policy.to_labels(rules)},
         limits=Limits(cpus=body.cpus, memory_mib=body.memory_mib, disk_gb=body.disk_size_gb),
         mounts=tuple([await _mount(service, volume) for volume in body.volumes]),
+        network=outbound,
+        secrets=secrets,
         isolation=isolation(service.settings, body.isolation),
         # Only who says so gets back a box that was stopped on request; after the idle policy it is the rule.
         auto_resume=body.auto_resume is True,
@@ -184,19 +185,3 @@ async def find_volume(service: Service, key: str) -> str:
         if key in (info.id, info.name):
             return info.name
     return (await service.backend.volumes.get(key)).name
-
-
-def _check_network(network: NetworkRequest | None) -> None:
-    """`enabled` is what clients say that have no wish; the box tells that there is none."""
-    if network is None:
-        return
-    flat = network.mode is not None or network.allow_net is not None
-    if flat and (network.outbound is not None or network.inbound is not None):
-        raise InvalidArgumentError("network: give either mode and allow_net, or outbound and inbound, not both")
-    outbound = network.outbound or NetworkRule(mode=network.mode or "enabled", allow_net=network.allow_net or [])
-    if outbound.allow_net:
-        raise UnsupportedError(f"network.outbound.allow_net: {_NO_NETWORK}")
-    if network.inbound is not None and network.inbound.allow_net:
-        raise InvalidArgumentError("network.inbound.allow_net: there is no such list for inbound connections")
-    if network.inbound is not None and network.inbound.mode == "enabled":
-        raise UnsupportedError(f"network.inbound: {_NO_NETWORK}")

@@ -201,6 +201,7 @@ class _Extra:
 
     async def update_network(self, call: Call) -> object:
         body = wire.loads(call.body, wire.NetworkBody)
+        self._rules.reaching(NetPolicy(outbound=body.outbound, allow=body.allow))
         return await (await self._box(call)).network.update(body.outbound, allow=body.allow)
 
     async def network_log(self, call: Call) -> object:

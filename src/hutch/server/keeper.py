@@ -35,6 +35,7 @@ async def sweep(service: Service) -> None:
     """Do what is due now."""
     service.executions.sweep()
     infos = {info.id: info for info in await service.backend.list()}
+    service.tunnels.sweep(infos)
     for box_id in service.marks.boxes():
         info = infos.get(box_id)
         if info is None:

@@ -20,29 +20,44 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+AllowNet = Annotated[
+    list[str],
+    Field(
+        max_length=1024,
+        description="whom the box may reach; empty: everybody. Addresses, networks, names, `*.` names, with a port, "
+        "a range of ports or none",
+        examples=[["api.example.com:443", "10.1.0.0/16"]],
+    ),
+]
+
+
 class NetworkRule(Request):
     """One direction of a box's network."""
 
     mode: Mode
-    allow_net: list[str] = Field(default=[], max_length=1024)
+    allow_net: AllowNet = []
 
 
 class NetworkRequest(Request):
-    """The network of a box, by direction; ``mode`` and ``allow_net`` alone are the older form, for outbound."""
+    """The network of a box, by direction; ``mode`` and ``allow_net`` alone are the older form, for outbound. In that,
+    ``enabled`` without a list is what clients send that have no wish: they get what the server has for such."""
 
     mode: Mode | None = None
-    allow_net: list[str] | None = Field(default=None, max_length=1024)
+    allow_net: AllowNet | None = None
     outbound: NetworkRule | None = None
-    inbound: NetworkRule | None = None
+    inbound: NetworkRule | None = Field(
+        default=None, description="`enabled`: the tunnels of the box are for all who know their URI"
+    )
 
 
 class SecretRequest(Request):
-    """A secret that the gateway would put into requests."""
+    """A secret: the box sees the placeholder, in the variables NAME and BOXLITE_SECRET_NAME, and the value takes its
+    place in requests to the hosts."""
 
-    name: str
-    value: str
-    hosts: list[str] = []
-    placeholder: str | None = None
+    name: str = Field(examples=["API_KEY"])
+    value: str = Field(repr=False, json_schema_extra={"writeOnly": True}, description="never shown again")
+    hosts: list[str] = Field(default=[], max_length=1024, examples=[["api.example.com"]])
+    placeholder: str | None = Field(default=None, description="by default `<BOXLITE_SECRET:NAME>`")
 
 
 class VolumeMount(Request):
@@ -191,12 +206,41 @@ class NetworkState(BaseModel):
     allow_net: list[str] = []
 
 
+class PortView(BaseModel):
+    """A port of the server's machine that leads to one of the box; ``host_port`` 0: chosen at the start."""
+
+    guest_port: int
+    host_ip: str
+    host_port: int
+    protocol: Literal["tcp", "udp"]
+
+
 class NetworkView(BaseModel):
     """The network of a box as it is."""
 
     outbound: NetworkState
     inbound: NetworkState
-    published_ports: list[str] = []
+    published_ports: list[PortView] = []
+
+
+class TunnelGranted(BaseModel):
+    """Where a port of a box is reached: connect to the authority, and send `CONNECT` or an ordinary HTTP request."""
+
+    uri: str = Field(examples=["http://127.0.0.1:40123/"])
+
+
+class TunnelView(BaseModel):
+    """A tunnel. Where it is only those know who may ask for it."""
+
+    port: int
+    created_at: str
+    connections: int
+
+
+class TunnelList(BaseModel):
+    """The tunnels of one box."""
+
+    tunnels: list[TunnelView]
 
 
 class BoxView(BaseModel):
@@ -413,9 +457,9 @@ class Capabilities(BaseModel):
     export_enabled: bool = True
     import_enabled: bool = True
     linux_capabilities_enabled: bool = False
-    network_enabled: bool = False
-    tunnels_enabled: bool = False
-    secrets_enabled: bool = False
+    network_enabled: bool = Field(description="whether boxes can have a network")
+    secrets_enabled: bool = Field(description="whether boxes can have secrets, which need a network")
+    tunnels_enabled: bool = True
     image_alias_enabled: bool = True
     registry_credentials_enabled: bool = True
 

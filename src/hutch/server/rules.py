@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.core.idle import Policy
+from hutch.core.policy import covers, is_special, parse_rule
 from hutch.errors import HutchError, InvalidArgumentError, UnsupportedError
+from hutch.net.intercept import host_rules
 from hutch.server import policy
-from hutch.types import Isolation
+from hutch.types import Isolation, Outbound
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from hutch.sdk.remote_wire import ExecBody
     from hutch.server.service import Service
     from hutch.server.settings import ServerSettings
     from hutch.server.transit import Transit
-    from hutch.types import BoxInfo, BoxSpec
+    from hutch.types import BoxInfo, BoxSpec, NetPolicy, Secret
 
 _EXEC = re.compile(r"/v1/x/boxes/([^/]+)/exec\Z")
 _RELAY = re.compile(r"/v1/boxes/([^/]+)/executions/[^/]+/relay\Z")
@@ -44,6 +48,9 @@ class Rules:
         """What clients see of a box."""
         return info
 
+    def reaching(self, network: NetPolicy) -> None:
+        """A box is to have this network. Raises when it may not."""
+
     def starting(self, body: ExecBody) -> ExecBody:
         """What is started when a client asks for this. Raises what it may not have."""
         return body
@@ -65,6 +72,7 @@ class ClientRules(Rules):
     def admit(self, spec: BoxSpec) -> BoxSpec:
         policy.check_labels(spec.labels)
         settings = self._service.settings
+        check_network(settings, "network", spec.network, spec.secrets)
         rules = Policy(auto_stop=settings.auto_stop, auto_delete=settings.auto_delete)
         return msgspec.structs.replace(
             spec,
@@ -78,6 +86,9 @@ class ClientRules(Rules):
 
     def shown(self, info: BoxInfo) -> BoxInfo:
         return msgspec.structs.replace(info, labels=policy.public(info.labels))
+
+    def reaching(self, network: NetPolicy) -> None:
+        check_network(self._service.settings, "network", network)
 
     def starting(self, body: ExecBody) -> ExecBody:
         if body.file_op is not None:
@@ -98,6 +109,26 @@ def isolation(settings: ServerSettings, asked: str | None) -> Isolation:
     if chosen not in settings.isolations:
         raise UnsupportedError(f"isolation: this server offers {', '.join(settings.isolations)}, not {chosen!r}")
     return Isolation(chosen)
+
+
+def check_network(settings: ServerSettings, field: str, network: NetPolicy, secrets: Iterable[Secret] = ()) -> None:
+    """Raise `UnsupportedError` for more than the operator lets boxes reach, naming the field."""
+    most = settings.network
+    if network.outbound is Outbound.ENABLED and most.outbound is not Outbound.ENABLED:
+        raise UnsupportedError(f"{field}: this server gives no box all of the network{_instead(most)}")
+    listed = [parse_rule(text) for text in most.allow]
+    wanted = [(text, parse_rule(text)) for text in network.allow]
+    wanted += [(text, parse_rule(text)) for secret in secrets for text in host_rules(secret)]
+    if wanted and most.outbound is Outbound.DISABLED:
+        raise UnsupportedError(f"{field}: this server gives boxes no network")
+    for text, rule in wanted:
+        free = most.outbound is Outbound.ENABLED and not is_special(rule)
+        if not (free or any(covers(each, rule) for each in listed)):
+            raise UnsupportedError(f"{field}: this server lets no box reach {text!r:.200}{_instead(most)}")
+
+
+def _instead(most: NetPolicy) -> str:
+    return f"; at most {', '.join(most.allow)}"[:500] if most.outbound is Outbound.ALLOW_LIST else ""
 
 
 def time_limit(settings: ServerSettings, field: str, asked: float | None) -> float | None:

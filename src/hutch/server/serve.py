@@ -54,7 +54,7 @@ async def serve_home(home: Path, settings: ServerSettings, host: str, port: int,
 async def run(app: ASGIApp, settings: ServerSettings, listener: socket.socket, started: Started) -> None:
     """Serve an application on a listening socket until the server is stopped."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * settings.max_connections + 1024  # boxes and files have theirs
+    wanted = 3 * settings.max_connections + 1024  # tunnels, boxes and files have theirs
     if soft < wanted:  # boxes have limits of their own
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
     server = make_server(app, settings)

@@ -15,6 +15,7 @@ from hutch.server import policy
 from hutch.server.registry import Executions
 from hutch.server.store import Marks
 from hutch.server.transit import Transit
+from hutch.server.tunnels import Tunnels
 from hutch.types import BoxState
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from hutch.sdk.base import Box, Runtime
     from hutch.server.attach import Attachment
     from hutch.server.settings import ServerSettings
+
+
+_NETWORK_SECONDS = 5.0
 
 
 class Counters(msgspec.Struct):
@@ -57,6 +61,8 @@ class Service:
         self.cpu: dict[str, tuple[float, float]] = {}
         # Clients of main commands that have not been started yet, by box.
         self.early: dict[str, Attachment] = {}
+        self._has_network = False
+        self._network_until = 0.0
         # Boxes that the idle policy is stopping; set when that is done.
         self._stopping: dict[str, anyio.Event] = {}
 
@@ -67,6 +73,8 @@ class Service:
         try:
             async with anyio.create_task_group() as tasks:
                 self.executions = Executions(self.settings, tasks)
+                self.tunnels = Tunnels(self.backend, self.settings, self.marks.is_open, self.touch)
+                self.tunnels.start(tasks)
                 yield tasks
                 tasks.cancel_scope.cancel()
         finally:
@@ -121,7 +129,7 @@ class Service:
             if still_due():
                 self.marks.set_idle_stopped(box.id, True, time.time())
                 await box.stop()
-                self.executions.box_ended(box.id)
+                self.box_ended(box.id)
         finally:
             self._stopping.pop(box.id).set()
 
@@ -136,6 +144,11 @@ class Service:
         await box.remove(force=force)
         self.forget(box.id)
 
+    def box_ended(self, box_id: str) -> None:
+        """The box was stopped."""
+        self.executions.box_ended(box_id)
+        self.tunnels.revoke(box_id)
+
     def touch(self, box_id: str) -> None:
         """The box is used."""
         self.marks.touch(box_id, time.time())
@@ -146,6 +159,17 @@ class Service:
         self.timings.pop(box_id, None)
         self.cpu.pop(box_id, None)
         self.executions.forget_box(box_id)
+        self.tunnels.revoke(box_id)
+
+    # The network.
+
+    async def has_network(self) -> bool:
+        """Whether boxes can have a network here, as far as was known in the last seconds."""
+        now = time.monotonic()
+        if now >= self._network_until:
+            self._has_network = bool((await self.backend.info()).get("network"))
+            self._network_until = now + _NETWORK_SECONDS
+        return self._has_network
 
 
 def service_of(connection: HTTPConnection) -> Service:

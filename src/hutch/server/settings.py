@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import msgspec
 
-from hutch.errors import ConfigError
+from hutch.core.policy import Policy
+from hutch.errors import ConfigError, InvalidArgumentError
+from hutch.types import NetPolicy, Outbound
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,6 +22,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``isolations`` are the kinds that clients may choose; the first one is for those that do not. ``header_seconds``
     and ``body_seconds`` are what the head and the body of a request may take, ``stall_seconds`` is how long an archive
     that is sent may come to a halt.
+
+    ``network`` is the most that boxes of clients may reach: with an allow-list no rule may go beyond it, else its rules
+    are what clients may name of the machine itself. ``network_by_default``: whether those that express no wish get
+    that. ``tunnel_url`` is the URL below whose host each tunnel has a name of its own; they are served at
+    ``tunnel_host`` and ``tunnel_port``. Without it each has a port.
     """
 
     state: Path
@@ -29,6 +37,11 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     auto_stop: int = 900
     auto_delete: int = 0
     isolations: tuple[str, ...] = ("auto", "container", "vm")
+    network: NetPolicy = NetPolicy(outbound=Outbound.ENABLED)
+    network_by_default: bool = True
+    tunnel_url: str = ""
+    tunnel_host: str = "127.0.0.1"
+    tunnel_port: int = 0
     exec_timeout: float | None = None
     max_exec_timeout: float | None = None
     max_json_bytes: int = 1 << 20
@@ -60,6 +73,14 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("a key with the right to read only needs one with all rights beside it")
         if not self.isolations:
             raise ConfigError("no kind of isolation is left for clients to choose")
+        try:
+            Policy(self.network.outbound, self.network.allow)
+        except InvalidArgumentError as error:
+            raise ConfigError(f"the network of boxes: {error}") from None
+        if self.tunnel_url and not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?", self.tunnel_url):
+            raise ConfigError(
+                f"{self.tunnel_url!r} is no URL for tunnels; it has the form https://HOST or http://HOST:PORT"
+            )
         for what, seconds in (("auto_stop", self.auto_stop), ("auto_delete", self.auto_delete)):
             if seconds != 0 and seconds < 60:
                 raise ConfigError(f"{what} must be 0 (never) or at least 60 seconds, not {seconds}")

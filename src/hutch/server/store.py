@@ -45,6 +45,8 @@ class Marks:
                 "CREATE TABLE IF NOT EXISTS marks"
                 " (box TEXT PRIMARY KEY, at REAL NOT NULL, idle_stopped INTEGER NOT NULL) WITHOUT ROWID"
             )
+            self._db.execute("CREATE TABLE IF NOT EXISTS open (box TEXT PRIMARY KEY) WITHOUT ROWID")
+            self._open = {box for (box,) in self._db.execute("SELECT box FROM open")}
             rows = self._db.execute("SELECT box, at, idle_stopped FROM marks").fetchall()
         except BlockingIOError:
             raise ConfigError(f"another server uses {folder.parent} already; stop it, or choose another home") from None
@@ -72,8 +74,24 @@ class Marks:
 
     def forget(self, box: str) -> None:
         """The box is gone."""
+        self.set_open(box, False)
         if self._marks.pop(box, None) is not None:
             self._changed.add(box)
+
+    def is_open(self, box: str) -> bool:
+        """Whether anybody may use the tunnels of the box who knows where they are."""
+        return box in self._open
+
+    def set_open(self, box: str, value: bool) -> None:
+        """Remember that; told at once to the disk. Raises `DatabaseError`."""
+        if value == (box in self._open):
+            return
+        statement = "INSERT INTO open VALUES (?)" if value else "DELETE FROM open WHERE box = ?"
+        try:
+            self._db.execute(statement, (box,))
+        except sqlite3.Error as error:
+            raise DatabaseError(f"the server's records cannot be written: {error}") from error
+        (self._open.add if value else self._open.discard)(box)
 
     def boxes(self) -> list[str]:
         """The boxes that have a mark."""

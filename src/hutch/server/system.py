@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request
 
 from hutch import __version__
-from hutch.errors import UnsupportedError
-from hutch.server.http import ERRORS, Segment, ServiceDep
-from hutch.server.models import Capabilities, ConfigView, Health, Me, NetworkRule, RuntimeMetrics
-from hutch.types import BoxState
+from hutch.server.http import ERRORS, ServiceDep
+from hutch.server.models import Capabilities, ConfigView, Health, Me, RuntimeMetrics
+from hutch.types import BoxState, Outbound
 
 router = APIRouter(responses=ERRORS)
 
@@ -26,9 +23,10 @@ async def health() -> Health:
 async def config(service: ServiceDep) -> ConfigView:
     """What this server can do. Needs no key."""
     settings = service.settings
+    network = settings.network.outbound is not Outbound.DISABLED and await service.has_network()
     return ConfigView(
         version=__version__,
-        capabilities=Capabilities(),
+        capabilities=Capabilities(network_enabled=network, secrets_enabled=network),
         isolations=list(settings.isolations),
         defaults={"auto_stop": settings.auto_stop, "auto_delete": settings.auto_delete},
         limits={
@@ -62,21 +60,3 @@ async def metrics(service: ServiceDep) -> RuntimeMetrics:
         total_commands_executed=counters.commands,
         total_exec_errors=counters.exec_errors,
     )
-
-
-@router.put("/v1/boxes/{box_id}/network/inbound", status_code=204, tags=["network"])
-@router.put("/v1/boxes/{box_id}/network/outbound", status_code=204, tags=["network"])
-async def update_network(box_id: Segment, body: NetworkRule, service: ServiceDep) -> Response:
-    """Change the network of a box. Boxes have none yet: only `disabled` can be had."""
-    await service.box(box_id)
-    if body.mode == "enabled" or body.allow_net:
-        raise UnsupportedError("network: boxes of this server have no network yet")
-    return Response(status_code=204)
-
-
-@router.post("/v1/boxes/{box_id}/network/tunnel", tags=["network"])
-@router.delete("/v1/boxes/{box_id}/network/tunnel", status_code=204, tags=["network"])
-async def tunnel(box_id: Segment, service: ServiceDep, port: Annotated[int, Query(ge=1, le=65535)]) -> Response:
-    """Tunnels to ports of a box. Not supported yet."""
-    await service.box(box_id)
-    raise UnsupportedError("network: boxes of this server have no network yet, so there is no port to reach")

@@ -16,17 +16,19 @@ from hutch.server.models import (
     ImageVersion,
     NetworkState,
     NetworkView,
+    PortView,
     RegistryView,
     SnapshotView,
     VolumeView,
 )
+from hutch.types import Outbound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hutch.server.aliases import AliasChange
     from hutch.server.service import Service
-    from hutch.types import BoxInfo, ImageInfo, LoginInfo, SnapshotInfo, VolumeInfo
+    from hutch.types import BoxInfo, ImageInfo, LoginInfo, NetPolicy, SnapshotInfo, VolumeInfo
 
 
 # The end of the year 9999.
@@ -45,11 +47,10 @@ def maybe_moment(seconds: float | None) -> str | None:
 
 
 def box(service: Service, info: BoxInfo) -> BoxView:
-    """A box. Boxes have no network yet, whatever they were asked to have."""
+    """A box."""
     rules = policy.from_labels(info.labels)
     mark = service.marks.get(info.id)
     has_policy = any(key.startswith(policy.RESERVED) for key in info.labels)
-    none = NetworkState(mode="disabled")
     return BoxView(
         box_id=info.id,
         name=info.name,
@@ -71,7 +72,21 @@ def box(service: Service, info: BoxInfo) -> BoxView:
         reason=info.reason,
         isolation=info.isolation.value,
         unenforced=list(info.unenforced),
-        network=NetworkView(outbound=none, inbound=none),
+        network=network(info.network, is_open=service.marks.is_open(info.id)),
+    )
+
+
+def network(policy: NetPolicy, *, is_open: bool) -> NetworkView:
+    """The network of a box. An empty list means everybody there, so a list without rules is told as what it is."""
+    listed = policy.allow if policy.outbound is Outbound.ALLOW_LIST else ()
+    reaches = policy.outbound is Outbound.ENABLED or bool(listed)
+    return NetworkView(
+        outbound=NetworkState(mode="enabled" if reaches else "disabled", allow_net=list(listed)),
+        inbound=NetworkState(mode="enabled" if is_open else "disabled"),
+        published_ports=[
+            PortView(guest_port=port.port, host_ip=port.host_ip, host_port=port.host_port, protocol="tcp")
+            for port in policy.ports
+        ],
     )
 
 
