@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.core.policy import HOST_NAME, Address, Policy, Verdict, parse_rule, plain_address, plain_name
+from hutch.core.policy import (
+    HOST_NAME,
+    Address,
+    Policy,
+    Verdict,
+    covers,
+    is_special,
+    parse_rule,
+    plain_address,
+    plain_name,
+)
 from hutch.errors import InvalidArgumentError
 from hutch.types import Outbound
 

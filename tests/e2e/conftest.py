@@ -38,9 +38,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def api_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the API keeps its records."""
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="session")
+def api(api_folder: Path) -> Iterator[Process]:
     """An API process on a fresh database; who kills it starts it again."""
-    with api_process(tmp_path_factory.mktemp("api")) as process:
+    with api_process(api_folder) as process:
         yield process
 
 

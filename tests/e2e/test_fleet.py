@@ -18,15 +18,17 @@ from hutch.errors import (
     EngineError,
     ExecError,
     HutchError,
+    NetworkError,
     NotFoundError,
     UnauthenticatedError,
+    UnsupportedError,
     UpstreamUnavailableError,
 )
 from hutch.image import Credential
 from hutch.image.logins import Logins
 from hutch.runtime.runtime import LocalRuntime
 from hutch.sdk.remote import RemoteRuntime
-from hutch.types import BoxState
+from hutch.types import BoxState, Secret
 from tests.e2e.fleet import KEY, Fleet, api_process, joined, runner_process
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import Sink, in_time, sh, until
@@ -251,3 +253,51 @@ async def test_keys_and_tokens(api: Process, fleet: Fleet) -> None:
         with pytest.raises(UnauthenticatedError):
             await past.http.call("POST", "/v1/x/runners", object, {})
     await anyio.lowlevel.checkpoint()
+
+
+async def test_ports_and_networks_of_a_box_on_the_runner(runtime: RemoteRuntime) -> None:
+    box = await runtime.create(IMAGE, network=["192.0.2.0/24", "*.example.com:443"])
+    await box.exec("nc", "-ll", "-p", "8080", "-e", "cat")
+    with in_time():
+        while True:
+            try:
+                tunnel = await box.ports.connect(8080)
+                break
+            except NetworkError as error:
+                assert "Connection refused" in str(error)  # not yet
+        async with tunnel:
+            await tunnel.send(b"there and back")
+            await tunnel.end()
+            received = b""
+            while piece := await tunnel.receive():
+                received += piece
+            assert received == b"there and back"
+    assert not (await box.run("nc", "-w", "5", "198.51.100.9", "80", input=b"x")).stdout
+    assert [refusal.peer for refusal in await box.network.log()] == ["198.51.100.9:80"]
+    assert (await box.network.update("enabled")).outbound == "enabled"
+    assert (await box.network.get()).outbound == "enabled"
+    with pytest.raises(UnsupportedError, match="lets no box reach"):
+        await box.network.update(allow=["169.254.169.254"])
+    tunnel = await box.ports.connect(8080)
+    await box.stop(timeout=0)
+    with in_time(), pytest.raises(HutchError):
+        while await tunnel.receive():
+            pass
+    await tunnel.close()
+
+
+async def test_neither_api_nor_runner_keeps_the_value_of_a_secret(
+    fleet: Fleet, runtime: RemoteRuntime, home: Path, api_folder: Path
+) -> None:
+    value = "tr3asure-77be01"
+    box = await runtime.create(IMAGE, secrets=[Secret(name="API_KEY", value=value, hosts=("a.com",))])
+    assert (await box.run(*sh("echo $API_KEY"))).text == "<HUTCH_SECRET:API_KEY>\n"  # the control
+    for root in (home, api_folder):
+        searched = [path for path in root.rglob("*") if path.is_file() and not path.is_relative_to(home / "images")]
+        assert searched
+        for path in searched:
+            assert value.encode() not in path.read_bytes(), path
+    for process in (fleet.api, fleet.runner):
+        for name in ("environ", "cmdline"):
+            with open(f"/proc/{process.pid}/{name}", "rb") as file:
+                assert value.encode() not in file.read()
