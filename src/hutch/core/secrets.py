@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from hutch.types import Secret
 
+HTTPS_PORT = 443
+
 _BASIC = b"basic "
 
 
@@ -46,6 +48,11 @@ class Authority(msgspec.Struct, frozen=True):
 def placeholder(secret: Secret) -> str:
     """Return what a box sees in the place of a secret."""
     return secret.placeholder or f"<HUTCH_SECRET:{secret.name}>"
+
+
+def host_rules(secret: Secret) -> list[str]:
+    """Return the rules that admit the hosts of a secret: at port 443 where they name none."""
+    return [host if ":" in host else f"{host}:{HTTPS_PORT}" for host in secret.hosts]
 
 
 def substitute(request: h11.Request, secrets: Iterable[Substitution]) -> h11.Request:

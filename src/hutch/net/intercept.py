@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.core.policy import Rule, parse_rule, rule_admits
-from hutch.core.secrets import Authority, Substitution, placeholder, substitute
+from hutch.core.secrets import Authority, Substitution, host_rules, placeholder, substitute
 from hutch.net.authority import Impersonator
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import h11
 
     from hutch.types import Secret
-
-HTTPS_PORT = 443
 
 
 class _Bound(msgspec.Struct, frozen=True):
@@ -59,8 +57,3 @@ class Interceptor:
         """Return the request with the values of the secrets that are for this host."""
         own = (b.substitution for b in self._bound if any(rule_admits(rule, name, port) for rule in b.rules))
         return substitute(request, own)
-
-
-def host_rules(secret: Secret) -> list[str]:
-    """Return the rules that admit the hosts of a secret: at port 443 where they name none."""
-    return [host if ":" in host else f"{host}:{HTTPS_PORT}" for host in secret.hosts]

@@ -25,11 +25,12 @@ import anyio
 import msgspec
 
 from hutch.core.policy import Policy
+from hutch.core.secrets import host_rules
 from hutch.errors import HutchError, InternalError, NetworkError
 from hutch.host import netns, unixsocket
 from hutch.host.proc import poll_until
 from hutch.net.door import Door
-from hutch.net.intercept import Interceptor, host_rules
+from hutch.net.intercept import Interceptor
 from hutch.net.journal import Journal
 from hutch.net.resolver import Resolver, host_sources
 from hutch.runtime.gatekeeper import REQUEST_BYTES, SOCKET, Reply, Request, is_served, listens

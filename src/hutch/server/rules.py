@@ -10,8 +10,8 @@ import msgspec
 
 from hutch.core.idle import Policy
 from hutch.core.policy import covers, is_special, parse_rule
+from hutch.core.secrets import host_rules
 from hutch.errors import HutchError, InvalidArgumentError, UnsupportedError
-from hutch.net.intercept import host_rules
 from hutch.server import policy
 from hutch.types import Isolation, Outbound
 
