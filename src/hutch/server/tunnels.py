@@ -47,6 +47,7 @@ log = logging.getLogger("hutch.server")
 _MOST_LEASES = 1024
 _MOST_PEERS = 64
 _HEAD_BYTES = 16 << 10
+_FAREWELL_SECONDS = 1.0
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,64}\]")
 _ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -303,5 +304,9 @@ async def _refuse(connection: socket.socket, error: HutchError) -> None:
         f"HTTP/1.1 {error.status} Refused\r\nContent-Type: text/plain; charset=utf-8\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
-    await asyncio.get_running_loop().sock_sendall(connection, head.encode() + body)
-    connection.shutdown(socket.SHUT_WR)
+    loop = asyncio.get_running_loop()
+    with anyio.move_on_after(_FAREWELL_SECONDS):
+        await loop.sock_sendall(connection, head.encode() + body)
+        connection.shutdown(socket.SHUT_WR)
+        while await loop.sock_recv(connection, _HEAD_BYTES):  # what is unread would reset the answer away
+            pass
