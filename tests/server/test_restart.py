@@ -175,7 +175,11 @@ async def test_idle_boxes_are_stopped_resumed_and_removed(app: FastAPI) -> None:
         await idle(61)
         assert await status(box) == "running", "a command that runs is work, even if nobody watches"
         executions = (await http.get(f"/v1/boxes/{box}/executions")).json()["executions"]
-        await http.delete(f"/v1/boxes/{box}/executions/{executions[-1]['execution_id']}")
+        path = f"/v1/boxes/{box}/executions/{executions[-1]['execution_id']}"
+        await http.delete(path)
+        with anyio.fail_after(10):
+            while (await http.get(path)).json()["status"] == "running":
+                await anyio.sleep(0.02)
         await idle(61)
         assert await status(box) == "stopped"
         await http.post(f"/v1/boxes/{box}/start")
