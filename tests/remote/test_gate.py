@@ -88,12 +88,12 @@ def test_the_end_tells_whether_memory_ran_out(killed: bool, cut: int) -> None:
     end = encode(proto.Reply.EXITED, struct.pack("<iBxxxQQQQ", -9, 1, 0, 0, 0, 7), exec_id=ME)
     data = encode(proto.Reply.EOF, struct.pack("<QB", 0, 0), stream=1, exec_id=ME) + end
     gate = Downward(ME, lambda: killed)
-    out = bytes(gate.feed(data[:cut])) + bytes(gate.feed(data[cut:]))
+    out = b"".join([*gate.feed(data[:cut]), *gate.feed(data[cut:])])
     (_, exited) = (proto.decode_event(frame) for frame in Decoder().receive(out))
     assert isinstance(exited, proto.Exited)
     assert (exited.status, exited.timed_out, exited.max_rss, exited.oom_killed) == (-9, True, 7, killed)
     with pytest.raises(FrameError):
-        Downward(ME, lambda: True).feed(encode(proto.Reply.EXITED, b"\0", exec_id=ME))
+        list(Downward(ME, lambda: True).feed(encode(proto.Reply.EXITED, b"\0", exec_id=ME)))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_end_tells_whether_memory_ran_out(killed: bool, cut: int) -> None:
 )
 def test_an_agent_that_speaks_of_something_else_is_cut_off(frame: bytes) -> None:
     with pytest.raises(FrameError):
-        Downward(ME).feed(frame)
+        list(Downward(ME).feed(frame))
 
 
 def test_after_a_turn_only_the_new_execution_counts_and_late_words_about_the_one_before_are_dropped() -> None:
@@ -116,7 +116,7 @@ def test_after_a_turn_only_the_new_execution_counts_and_late_words_about_the_one
     gate.turn(OTHER)
     data = encode(proto.Reply.DATA, b"12345678x", stream=1, exec_id=OTHER)
     answer = encode(proto.Reply.OK, b"", req=3)
-    assert bytes(gate.feed(late + data + late + answer)) == data + answer
+    assert b"".join(gate.feed(late + data + late + answer)) == data + answer
     up = Upward(ME, HELLO)
     up.turn(OTHER)
     assert up.feed(proto.ack(OTHER, 1, 5))[0] == proto.ack(OTHER, 1, 5)
