@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,8 +36,8 @@ class SinkThread:
         done: asyncio.Future[Any] = loop.create_future()
         if self._jobs is None:
             self._jobs = queue.SimpleQueue()
-            args = (self._jobs, loop, self._retire)
-            threading.Thread(target=_work, args=args, name="hutch-sink", daemon=True).start()
+            work = functools.partial(_work, self._jobs, loop, self._retire)
+            threading.Thread(target=work, name="hutch-sink", daemon=True).start()
         self._jobs.put(_Job(contextvars.copy_context(), function, args, done))
         return await done
 
