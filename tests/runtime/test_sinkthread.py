@@ -90,7 +90,8 @@ def test_an_order_to_exit_reaches_the_caller(error: BaseException) -> None:
 
 
 async def test_a_cancelled_call_is_abandoned_and_one_that_has_not_begun_is_not_made(thread: SinkThread) -> None:
-    begun, release, calls = threading.Event(), threading.Event(), []
+    calls: list[str] = []
+    begun, release = threading.Event(), threading.Event()
 
     def block() -> None:
         begun.set()
@@ -121,7 +122,8 @@ async def test_an_idle_thread_is_given_up(thread: SinkThread, monkeypatch: pytes
 
 
 def test_a_loop_that_is_closed_while_the_sink_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    release, crashed, before = threading.Event(), [], threads()
+    crashed: list[object] = []
+    release, before = threading.Event(), threads()
     monkeypatch.setattr(threading, "excepthook", crashed.append)
 
     async def leave() -> None:

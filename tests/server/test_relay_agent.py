@@ -130,8 +130,9 @@ async def test_a_busy_stream_is_read_from_the_window(agent: Agent) -> None:
     fd = memory(content)
     with os.fdopen(fd):
         assert await agent.said(answer(number), (fd,)) == b""
-    assert await agent.said(shared(BUSY, 100) + shared(BUSY + 100, WINDOW - 50)) == content[:100] + content[100:] + (
-        content[:50]
+    assert (
+        await agent.said(shared(BUSY, 100) + shared(BUSY + 100, WINDOW - 50))
+        == content[:100] + content[100:] + (content[:50])
     )
     assert len(descriptors()) <= len(before) + 1  # the map's own
     agent.relay.turn(NEXT)
