@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import random
 import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hutch.core import agentproto as proto
@@ -131,13 +132,16 @@ def test_after_a_turn_only_the_new_execution_counts_and_late_words_about_the_one
         up.feed(proto.ack(ME, 1, 5))
 
 
+CONTENT = random.Random(1).randbytes(WINDOW)
+
+
 class Memory:
-    """Shared memory of the relay, in which the byte at a position is its remainder."""
+    """Shared memory of the relay."""
 
     def __init__(self) -> None:
         self.counted = 0
         self.answers: list[tuple[int, int, bytes]] = []
-        self.bytes = memoryview(bytes(n % 251 for n in range(WINDOW)))
+        self.bytes = memoryview(CONTENT)
 
     def count(self, stream: int, length: int) -> None:
         self.counted += length
@@ -164,6 +168,7 @@ def shared(position: int, length: int, exec_id: str = ME) -> bytes:
     return encode(proto.Reply.RANGE, struct.pack("<QI", position, length), stream=1, exec_id=exec_id)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(0, WINDOW)), max_size=8),
     st.integers(0, 1 << 40),
