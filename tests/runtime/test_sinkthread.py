@@ -180,7 +180,10 @@ class Awaited:
 
 @pytest.mark.root
 @pytest.mark.parametrize("kind", [BlockingSink, Raw, Awaited])
-async def test_no_thread_outlives_its_execution(box: LocalBox, kind: Callable[[], Any]) -> None:
+async def test_no_thread_outlives_its_execution(
+    box: LocalBox, kind: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinkthread, "_IDLE", 600)
     before, sinks = threads(), (kind(), kind())
     for sink in sinks:
         if isinstance(sink, BlockingSink):
@@ -194,7 +197,10 @@ async def test_no_thread_outlives_its_execution(box: LocalBox, kind: Callable[[]
 
 
 @pytest.mark.root
-async def test_no_thread_outlives_an_execution_that_was_closed_once_its_sink_returns(box: LocalBox) -> None:
+async def test_no_thread_outlives_an_execution_that_was_closed_once_its_sink_returns(
+    box: LocalBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinkthread, "_IDLE", 600)
     before, sink = threads(), BlockingSink()
     try:
         with in_time():
