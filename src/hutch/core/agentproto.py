@@ -174,7 +174,7 @@ class Data(msgspec.Struct, frozen=True):
 
     stream: int
     position: int
-    data: bytes
+    data: bytes | memoryview
 
 
 class Range(msgspec.Struct, frozen=True):
@@ -404,7 +404,7 @@ def _failed(frame: Frame) -> Failed:
 
 def _data(frame: Frame) -> Data:
     (position,) = _U64.unpack_from(frame.payload)
-    return Data(frame.stream, position, frame.payload[_DATA_HEAD:])
+    return Data(frame.stream, position, memoryview(frame.payload)[_DATA_HEAD:])
 
 
 def _range(frame: Frame) -> Range:

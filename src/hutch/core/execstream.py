@@ -38,7 +38,7 @@ class Chunk(NamedTuple):
     stream: int
     position: int
     length: int
-    data: bytes | None
+    data: bytes | memoryview | None
 
 
 class Lost(NamedTuple):

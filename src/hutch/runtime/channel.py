@@ -6,15 +6,9 @@ reply or another execution (the agent's windows bound what can be on its way).
 
 from __future__ import annotations
 
-import array
 import asyncio
-import contextlib
-import fcntl
 import itertools
 import logging
-import os
-import socket
-import threading
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
@@ -32,15 +26,14 @@ from hutch.errors import (
     UnsupportedError,
     UpstreamUnavailableError,
 )
+from hutch.runtime.reader import READ_SIZE, AgentReader
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 log = logging.getLogger("hutch.channel")
 
-_thread = threading.local()
-
-_READ_SIZE = 512 * 1024
 _READS_PER_TURN = 4
 _ANSWER_SECONDS = 30.0
 
@@ -225,12 +218,9 @@ class AgentChannel(Channel):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()
         self._socket = sock
-        self._view = _read_buffer()
+        self._reader = AgentReader(sock)
         # Bytes that the socket did not take yet.
         self._unsent = bytearray()
-        # Requests for shared memory under way, and the descriptors that came in for them.
-        self._windows: dict[int, Callable[[int, int], None]] = {}
-        self._fds: list[int] = []
         self._loop.add_reader(sock, self._on_readable)
 
     @classmethod
@@ -243,7 +233,7 @@ class AgentChannel(Channel):
     def request_window(self, exec_id: str, stream: int, take: Callable[[int, int], None]) -> None:
         """See `Channel.request_window`."""
         number = next(self._numbers)
-        self._windows[number] = take
+        self._reader.expect(number, take)
         self.send(proto.simple(proto.Request.SHM, req=number, exec_id=exec_id, stream=stream))
 
     def send(self, data: bytes) -> None:
@@ -290,66 +280,27 @@ class AgentChannel(Channel):
     def _readable(self) -> bool:
         """Read once; whether there may be more."""
         try:
-            size = self._receive()
+            data = self._reader.receive()
         except (BlockingIOError, InterruptedError):
             return False
-        except OSError as error:
+        except (OSError, FrameError) as error:
             self._fail(error)
             return False
-        if not size:
+        if not data:
             self._fail(None)
             return False
-        self._received(self._view[:size])
-        return size == _READ_SIZE
-
-    def _receive(self) -> int:
-        if not self._windows:
-            return self._socket.recv_into(self._view)
-        fds = array.array("i")
-        size, ancillary, _, _ = self._socket.recvmsg_into(
-            [self._view], socket.CMSG_LEN(16 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
-        )
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        self._fds += fds
-        return size
+        self._received(data)
+        return len(data) == READ_SIZE
 
     def _disconnect(self) -> None:
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
+        self._reader.close()
 
     def _answer(self, frame: Frame, answer: proto.Answer) -> None:
-        if (take := self._windows.pop(frame.req, None)) is not None:
-            self._take_window(answer, take)
-        else:
+        if not self._reader.answered(frame.req, answer):
             super()._answer(frame, answer)
-
-    def _take_window(self, answer: proto.Answer, take: Callable[[int, int], None]) -> None:
-        if isinstance(answer, proto.Failed):
-            return
-        if not isinstance(answer, proto.ShmOk) or not self._fds:
-            raise FrameError("the agent promised shared memory but passed no descriptor")
-        fd = self._fds.pop(0)
-        try:
-            _check_window(fd, answer.window)
-        except FrameError:
-            os.close(fd)
-            raise
-        take(fd, answer.window)
-
-
-def _read_buffer() -> memoryview:
-    """The buffer that all channels of a thread's event loop read into: what is read is decoded, and so copied, at
-    once."""
-    view: memoryview | None = getattr(_thread, "buffer", None)
-    if view is None:
-        view = _thread.buffer = memoryview(bytearray(_READ_SIZE))
-    return view
 
 
 def _error(answer: proto.Failed, command: tuple[str, ...]) -> HutchError:
@@ -358,12 +309,3 @@ def _error(answer: proto.Failed, command: tuple[str, ...]) -> HutchError:
         return ExecError(answer.message or cause, command=command, cause=cause)
     kind = _ERRORS.get(answer.code, UpstreamUnavailableError)
     return kind(answer.message or f"the box's agent refused (code {answer.code})")
-
-
-def _check_window(fd: int, window: int) -> None:
-    # A memory file that its sender could shrink would kill the reader with SIGBUS.
-    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-    with contextlib.suppress(OSError):
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & seals == seals and os.fstat(fd).st_size == window:
-            return
-    raise FrameError("the agent passed a descriptor that is not a sealed window")

@@ -208,7 +208,7 @@ class LocalExecution:
         else:
             # One sink for both streams is given one chunk at a time.
             locks = [o.lock for o in self._outputs.values() if isinstance(o, Pump) and o.sink is sink]
-            lock = locks[0] if locks else anyio.Lock()
+            lock = locks[0] if locks else anyio.Lock(fast_acquire=True)
             self._outputs[stream] = Pump(delivered, sink, self._host.spawn, lock)  # type: ignore[arg-type]  # it is a Sink
 
     def set_collectors(self) -> None:

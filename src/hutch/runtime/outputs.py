@@ -14,9 +14,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-import anyio.to_thread
 
 from hutch.errors import HutchError
+from hutch.runtime.sinkthread import SinkThread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -124,11 +124,13 @@ class Pump:
         self._delivered = delivered
         self.sink = sink
         self.lock = lock
-        self._call = _caller(sink)
+        self._thread = SinkThread()
+        self._call = _caller(sink, self._thread)
         self._keep_view = isinstance(sink, (io.RawIOBase, io.BufferedIOBase))
         self._spawn = spawn
         self._chunks: deque[tuple[int, bytes | memoryview]] = deque()
         self._running = False
+        self._ended = False
         self._closed = False
         self.error: BaseException | None = None
 
@@ -136,15 +138,18 @@ class Pump:
         if self._closed or self.error is not None:
             self._delivered(end)
             return
-        self._chunks.append((end, data if self._keep_view else bytes(data)))
+        self._chunks.append((end, data))
         if not self._running:
             self._running = True
             self._spawn(self._run)
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        self._ended = True
+        self._leave()
 
     def close(self) -> None:
-        self._closed = True
+        self._ended = self._closed = True
+        self._leave()
 
     async def _run(self) -> None:
         try:
@@ -164,17 +169,21 @@ class Pump:
                 self._delivered(end)
         finally:
             self._running = False
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._ended and not self._running:
+            self._thread.close()
 
     def _batch(self) -> tuple[int, bytes | memoryview]:
         end, data = self._chunks.popleft()
-        if not self._chunks or len(data) + len(self._chunks[0][1]) > _BATCH:
-            return end, data
-        parts = [data]
-        size = len(data)
+        parts, size = [data], len(data)
         while self._chunks and size + len(self._chunks[0][1]) <= _BATCH:
-            end, part = self._chunks.popleft()
-            parts.append(part)
-            size += len(part)
+            end, data = self._chunks.popleft()
+            parts.append(data)
+            size += len(data)
+        if len(parts) == 1 and (self._keep_view or isinstance(data, bytes)):
+            return end, data
         return end, b"".join(parts)
 
 
@@ -217,7 +226,7 @@ class OutputStream:
         return b"".join([data async for data in self])
 
 
-def _caller(sink: Sink) -> Callable[[bytes | memoryview], Any]:
+def _caller(sink: Sink, thread: SinkThread) -> Callable[[bytes | memoryview], Any]:
     write = getattr(sink, "write", None)
     if write is None:
         function: Callable[[Any], Any] = sink  # type: ignore[assignment]  # a Sink without write is callable
@@ -236,13 +245,11 @@ def _caller(sink: Sink) -> Callable[[bytes | memoryview], Any]:
             write(data)
 
         return store
-    # A limiter of its own: sinks that block must not use up the threads of others.
-    limiter = anyio.CapacityLimiter(1)
     if isinstance(sink, io.RawIOBase):
-        return lambda data: anyio.to_thread.run_sync(_write_all, write, data, abandon_on_cancel=True, limiter=limiter)
+        return lambda data: thread.call(_write_all, write, data)
 
     async def hand_over(data: bytes | memoryview) -> None:
-        result = await anyio.to_thread.run_sync(write, data, abandon_on_cancel=True, limiter=limiter)
+        result = await thread.call(write, data)
         if inspect.isawaitable(result):
             await result
 

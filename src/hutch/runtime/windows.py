@@ -9,21 +9,31 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hutch.core.frames import FrameError
 
 if TYPE_CHECKING:
-    from hutch.runtime.channel import Channel
+    from collections.abc import Callable
+
+    from hutch.core.agentproto import Hello
 
 # A stream that has delivered this much in frames is read from shared memory from then on.
 _SHARE_AFTER = 1 << 20
 
 
-class Windows:
-    """The shared windows of one execution, on one channel."""
+class Sharer(Protocol):
+    """The connection to an agent, as far as shared windows go."""
 
-    def __init__(self, channel: Channel, exec_id: str) -> None:
+    hello: Hello
+
+    def request_window(self, exec_id: str, stream: int, take: Callable[[int, int], None]) -> None: ...
+
+
+class Windows:
+    """The shared windows of one execution, on one connection."""
+
+    def __init__(self, channel: Sharer, exec_id: str) -> None:
         self._channel = channel
         self._exec_id = exec_id
         self._volume: dict[int, int] = {}
@@ -44,6 +54,8 @@ class Windows:
         if window is None:
             raise FrameError("the agent announced shared output without having shared its window")
         view = memoryview(window)
+        if length > len(view):
+            raise FrameError("the agent announced more output than its window holds")
         offset = position % len(view)
         first = min(length, len(view) - offset)
         pieces = [(position + first, view[offset : offset + first])]
@@ -61,6 +73,8 @@ class Windows:
 
     def _map(self, stream: int, fd: int, size: int) -> None:
         try:
+            if size != self._channel.hello.window:
+                raise FrameError("the agent passed a window of another size than it has told")
             if not self._closed:
                 self._maps[stream] = mmap.mmap(fd, size, prot=mmap.PROT_READ)
         finally:

@@ -20,6 +20,7 @@ from websockets.uri import parse_uri
 
 from hutch.core.relay import MAX_MESSAGE, SUBPROTOCOL
 from hutch.sdk.remote_http import ConnectionFailed
+from hutch.sdk.remote_inlet import Inlet
 from hutch.sdk.remote_wire import error_from
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _DATA = frozenset({Opcode.BINARY, Opcode.TEXT, Opcode.CONT})
 _quiet = logging.Logger("hutch.websocket", logging.CRITICAL)
 
 
-class WebSocket(asyncio.Protocol):
+class WebSocket(asyncio.BufferedProtocol):
     """Made by `dial`. ``on_message`` gets each message, ``on_lost`` is called once at the end, unless we closed it."""
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
@@ -39,6 +40,7 @@ class WebSocket(asyncio.Protocol):
             parse_uri(url), subprotocols=[Subprotocol(SUBPROTOCOL)], max_size=MAX_MESSAGE, logger=_quiet
         )
         self._headers = headers
+        self._inlet = Inlet()
         self._transport: asyncio.Transport | None = None
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
@@ -132,9 +134,15 @@ class WebSocket(asyncio.Protocol):
         self._protocol.send_request(request)
         self._flush()
 
-    def data_received(self, data: bytes) -> None:
-        self._protocol.receive_data(data)
-        self._events()
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._inlet.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        for part in self._inlet.received(nbytes):
+            if isinstance(part, bytes):
+                self._take(part)
+            elif not self.closed and self._protocol.state is State.OPEN:
+                self.on_message(part)
 
     def eof_received(self) -> None:
         self._protocol.receive_eof()
@@ -157,6 +165,13 @@ class WebSocket(asyncio.Protocol):
         self._writable.set()
 
     # Private methods.
+
+    def _take(self, data: bytes) -> None:
+        opening = self._protocol.state is State.CONNECTING
+        self._protocol.receive_data(data)
+        self._events()
+        if opening and self._protocol.state is State.OPEN and data.endswith(b"\r\n\r\n"):
+            self._inlet.begin()  # no frame has come in together with the answer
 
     def _events(self) -> None:
         for event in self._protocol.events_received():

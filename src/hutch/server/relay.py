@@ -6,10 +6,8 @@ so this process may die at any moment: the watcher comes back, here or to our su
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
-import socket
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import unquote
 
@@ -18,8 +16,7 @@ import msgspec
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from hutch.core import agentproto as proto
-from hutch.core.frames import Decoder, FrameError
+from hutch.core.frames import FrameError
 from hutch.core.relay import SILENCE, SUBPROTOCOL, Downward, Upward
 from hutch.errors import (
     HutchError,
@@ -31,8 +28,10 @@ from hutch.errors import (
 from hutch.sdk.remote_wire import NextBody, dumps, loads
 from hutch.server import extra
 from hutch.server.envelope import body_of, envelope, request_id
+from hutch.server.relay_agent import AgentSocket
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from starlette.routing import BaseRoute
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from hutch.sdk.remote_link import RemoteLink
     from hutch.server.rules import Rules
 
-_READ = 512 * 1024
-_HELLO_SECONDS = 10.0
 _REPLACE_SECONDS = 5.0
 
 # What a watcher's connection is found by: its box, its execution, its own name.
@@ -95,11 +92,11 @@ class _Relay:
                         await ws.accept(subprotocol=SUBPROTOCOL)
                         await _both(ws, _LinkLine(client, exec_id, link))
                 elif isinstance(box, Local):
-                    with await box.connect_agent(exec_id) as sock:
-                        hello = await _greet(sock)
+                    with AgentSocket(await box.connect_agent(exec_id), exec_id) as agent:
+                        hello = await agent.greet()
                         await ws.accept(subprotocol=SUBPROTOCOL)
-                        await _both(ws, _AgentLine(client, exec_id, box, sock, hello, oom_kills))
-                        await _hand_over(sock)
+                        await _both(ws, _AgentLine(client, exec_id, box, agent, hello, oom_kills))
+                        await agent.leave()
         except HutchError as error:
             await _refuse(ws, error)
 
@@ -207,25 +204,25 @@ class _AgentLine(_Line):
     """To the agent of a box of this machine."""
 
     def __init__(
-        self, client: _Client, exec_id: str, box: Local, sock: socket.socket, hello: bytes, oom_kills: int | None
+        self, client: _Client, exec_id: str, box: Local, agent: AgentSocket, hello: bytes, oom_kills: int | None
     ) -> None:
         super().__init__(client, exec_id, hello)
         self._box = box
-        self._sock = sock
-        self._downward = Downward(exec_id, _oom_killed(box, oom_kills))
-        self._loop = asyncio.get_running_loop()
+        self._agent = agent
+        self._downward = Downward(exec_id, _oom_killed(box, oom_kills), agent)
 
     async def down(self) -> None:
-        while data := await self._loop.sock_recv(self._sock, _READ):
-            if frames := self._downward.feed(data):
+        while data := await self._agent.read():
+            for frames in self._downward.feed(data):
                 await self._ws.send_bytes(frames)  # type: ignore[arg-type]  # a view is as good
 
     async def _send(self, data: bytes) -> None:
-        await self._loop.sock_sendall(self._sock, data)
+        await self._agent.send(data)
 
     async def _start(self, body: NextBody) -> None:
         launched = await extra.launch(self._box, body.exec)
         self._upward.turn(body.exec.id)
+        self._agent.turn(body.exec.id)
         self._downward.turn(body.exec.id, _oom_killed(self._box, launched.oom_kills))
         self._client.move(body)
         await self._ws.send_text(dumps(launched).decode())
@@ -305,32 +302,6 @@ async def _receive(ws: WebSocket) -> bytes | str:
             data = message.get("bytes")
             return str(message["text"]) if data is None else bytes(data)
     raise WebSocketDisconnect(1002)
-
-
-async def _greet(sock: socket.socket) -> bytes:
-    """Greet the agent for the watcher; return what it answered."""
-    loop = asyncio.get_running_loop()
-    decoder = Decoder()
-    try:
-        with anyio.fail_after(_HELLO_SECONDS):
-            await loop.sock_sendall(sock, proto.hello(1))
-            while data := await loop.sock_recv(sock, 4096):
-                for frame in decoder.receive(data):
-                    if isinstance(proto.decode_answer(frame), proto.Hello):
-                        return frame.payload
-                    raise UpstreamUnavailableError("the box's agent does not speak our protocol; restart the box")
-    except (OSError, TimeoutError):
-        pass
-    raise UpstreamUnavailableError("the box's agent does not answer; stop the box if it stays like that")
-
-
-async def _hand_over(sock: socket.socket) -> None:
-    """Leave in order: once the agent has closed its side too, it has read all that the watcher sent."""
-    loop = asyncio.get_running_loop()
-    with anyio.move_on_after(1, shield=True), contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_WR)
-        while await loop.sock_recv(sock, _READ):
-            pass
 
 
 async def _refuse(ws: WebSocket, error: HutchError) -> None:
