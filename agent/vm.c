@@ -126,6 +126,7 @@ static void build_root(const struct machine *machine)
 {
     if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) < 0)
         launch_fail("making the machine's namespaces");
+    loopback_up();
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         launch_fail("making the launcher's mounts private");
     if (mount("tmpfs", machine->stage, "tmpfs", MS_NOSUID, "mode=0755,size=1m") < 0 || chdir(machine->stage) < 0)

@@ -160,6 +160,7 @@ class Gateway:
             if served.door is not None:
                 served.door.admit(policy)
             elif policy.outbound is not Outbound.DISABLED:
+                await engine.link(directory)
                 sockets = await netns.open_door(served.pidfd)
                 served.door = Door(sockets, policy, self._resolver, Journal(directory), self._interceptor(record))
                 assert served.tasks is not None

@@ -39,7 +39,7 @@ META_PACKAGE = "linux-image-cloud-amd64"
 # In the order of loading: before the driver of the port, and after it, when no driver takes devices any more. virtio
 # needs virtio_ring, although in some kernels it does not say so.
 FIRST = ("virtio_ring", "virtio", "virtio_pci", "virtio_console")
-SECOND = ("crc32c_generic", "crc32c_intel", "virtio_blk", "ext4", "overlay", "fuse", "tun")
+SECOND = ("crc32c_generic", "crc32c_intel", "virtio_blk", "virtio_net", "ext4", "overlay", "fuse", "tun")
 _LOCK_SECONDS = 600.0
 _PACKAGE = re.compile(r"linux-image-[0-9][0-9a-z.+-]*")
 _MODULE = re.compile(r"(?:.*/)?([0-9A-Za-z_-]+)\.ko(\.xz|\.zst|\.gz)?")

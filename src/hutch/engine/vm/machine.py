@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.engine.vm import nic
 from hutch.engine.vm.kernel import Kernel
 from hutch.errors import EngineError
 
@@ -117,6 +118,7 @@ def arguments(shape: Shape, plan: Plan) -> list[str]:
         *("-chardev", f"socket,id=line,fd={LINE_FD}"),
         *("-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,nr=1,chardev=line,name=hutch"),
         *("-chardev", f"socket,id=monitor,fd={FIRST_FD},server=on,wait=off", "-mon", "chardev=monitor,mode=control"),
+        *nic.ARGUMENTS,
     ]
     nodes, count = _disk(plan)
     for number in range(count):
