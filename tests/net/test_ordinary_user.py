@@ -29,7 +29,8 @@ from tests.net.world import GOOD, GOOD6, OTHER
 async def main(here, ca, isolation):
     async with LocalRuntime(here / "home") as runtime:
         await runtime.images.load(rootfs.build(here / "image"), reference="busybox:test")
-        box = await runtime.create("busybox:test", network=["good.test", "[%s]:80" % GOOD6], ports=[8080], isolation=isolation)
+        rules = ["good.test", "[%s]:80" % GOOD6]
+        box = await runtime.create("busybox:test", network=rules, ports=[8080], isolation=isolation)
         await box.start()
         print(await get(box, OTHER, "good.test"))
         print(await get_tls(box, OTHER, "good.test", ca))
