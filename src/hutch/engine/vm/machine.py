@@ -48,7 +48,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """Changes when a template of this shape would not fit any more."""
-        template = arguments(self, Plan(memory=True, shared=True, disk=False))
+        # Where the kernel lies means nothing; its own key says what it is.
+        kernel = msgspec.structs.replace(self.kernel, image=Path(), initrd=Path())
+        shape = msgspec.structs.replace(self, kernel=kernel)
+        template = arguments(shape, Plan(memory=True, shared=True, disk=False))
         parts = (template, self.kernel.key, _programs(), _processor() if self.kvm else "")
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 

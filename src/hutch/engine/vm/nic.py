@@ -11,13 +11,11 @@ _NETWORK6 = ipaddress.ip_network("2001:db8:77:1::/64")
 # Within each: the stack itself, the guest, and its name server, which nobody asks.
 _STACK, _GUEST, _NAMES = 1, 2, 3
 
-ARGUMENTS = (
-    "-netdev",
+_STACK_OPTIONS = (
     f"user,id=net,net={_NETWORK},host={_NETWORK[_STACK]},dhcpstart={_NETWORK[_GUEST]},dns={_NETWORK[_NAMES]},"
-    f"ipv6-net={_NETWORK6},ipv6-host={_NETWORK6[_STACK]},ipv6-dns={_NETWORK6[_NAMES]}",
-    "-device",
-    "virtio-net-pci,netdev=net,romfile=",
+    f"ipv6-net={_NETWORK6},ipv6-host={_NETWORK6[_STACK]},ipv6-dns={_NETWORK6[_NAMES]}"
 )
+ARGUMENTS = ("-netdev", _STACK_OPTIONS, "-device", "virtio-net-pci,netdev=net,romfile=")
 """Every machine has a card, or templates would not fit all; no guest uses it unasked."""
 
 SETTINGS = (
