@@ -6,6 +6,7 @@
 #include "agent.h"
 #include "launch.h"
 #include "mainlog.h"
+#include "nic.h"
 #include "port.h"
 
 #include <dirent.h>
@@ -26,7 +27,7 @@
 
 #define ROOT_DEVICE "/dev/vda"
 
-enum { PORT_WAIT_MS = 20000, ENTROPY_MAX = 64, PIDS_LEAST = 32 };
+enum { PORT_WAIT_MS = 20000, ENTROPY_MAX = 64, PIDS_LEAST = 32, DISK = 2 };
 
 static const char DRIVERS[] = "/sys/bus/virtio";
 static unsigned long kernel_threads;
@@ -116,7 +117,7 @@ static int find_port(void)
 }
 
 /* The drivers take no devices by themselves: a template must not have touched a disk. */
-static void bind_disks(void)
+void guest_bind(unsigned kind, const char *driver, bool required)
 {
     char path[320], value[16];
     snprintf(path, sizeof path, "%s/devices", DRIVERS);
@@ -128,9 +129,9 @@ static void bind_disks(void)
         ssize_t size = fd < 0 ? -1 : read(fd, value, sizeof value - 1);
         if (fd >= 0)
             close(fd);
-        if (size > 0 && strtoul(value, NULL, 16) == 2) {
-            snprintf(path, sizeof path, "%s/drivers/virtio_blk/bind", DRIVERS);
-            write_text(path, names[i]->d_name, true);
+        if (size > 0 && strtoul(value, NULL, 16) == kind) {
+            snprintf(path, sizeof path, "%s/drivers/%s/bind", DRIVERS, driver);
+            write_text(path, names[i]->d_name, required);
         }
         free(names[i]);
     }
@@ -252,7 +253,7 @@ static void resume(void)
     char *rest = (char *)frame.payload;
     while (config_next(&rest, (char *)frame.payload + frame.length, &key, &value))
         take_record(key, value);
-    bind_disks();
+    guest_bind(DISK, "virtio_blk", true);
     mount_root();
 }
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "conn.h"
+#include "nic.h"
 #include "power.h"
 #include "watch.h"
 
@@ -181,12 +182,23 @@ static void set_clock(struct conn *conn, const struct frame *frame)
         conn_reply(conn, frame, OK, NULL, 0);
 }
 
+/* A container has no card: its packets end in its own namespace. */
+static void network(struct conn *conn, const struct frame *frame)
+{
+    const char *wrong = conn->number ? nic_up(frame->payload) : "not a VM";
+    if (wrong)
+        conn_fail(conn, frame->req, frame->id, F_UNSUPPORTED, 0, wrong);
+    else
+        conn_reply(conn, frame, OK, NULL, 0);
+}
+
 /* Exact sizes of the payloads, or the bounds where they vary. */
 static const struct {
     uint32_t least, most;
 } payload_size[REQUEST_LAST + 1] = {
     [HELLO] = {4, 4}, [START] = {1, FRAME_PAYLOAD_MAX}, [ATTACH] = {17, 17}, [DETACH] = {1, 1}, [ACK] = {8, 8},
     [STDIN] = {1, FRAME_PAYLOAD_MAX}, [SIGNAL] = {4, 4}, [RESIZE] = {4, 4}, [POWEROFF] = {8, 8}, [PING] = {0, 64}, [CLOCK] = {8, 8},
+    [NETWORK] = {NIC_SETTINGS, NIC_SETTINGS},
 };
 
 bool request_handle(struct conn *conn, const struct frame *frame)
@@ -216,6 +228,7 @@ bool request_handle(struct conn *conn, const struct frame *frame)
     case SHM: watch_share(conn, frame); break;
     case SYNC: sync_disk(conn, frame); break;
     case CLOCK: set_clock(conn, frame); break;
+    case NETWORK: network(conn, frame); break;
     case PING: conn_reply(conn, frame, PONG, frame->payload, frame->length); break;
     }
     return true;

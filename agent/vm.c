@@ -36,7 +36,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { VM_LISTEN, VM_LOG0, VM_LOG1, VM_EXIT, VM_CONSOLE, VM_FIXED, VM_ROOM = 200, EMULATOR_LINE = 3, EMULATOR_FIRST = 10 };
+enum { VM_LISTEN, VM_LOG0, VM_LOG1, VM_EXIT, VM_CONSOLE, VM_FIXED, VM_ROOM = 200, EMULATOR_LINE = 3, EMULATOR_FIRST = 10, EMULATOR_FILES = 8192 };
 
 struct machine {
     const char *stage;
@@ -126,6 +126,7 @@ static void build_root(const struct machine *machine)
 {
     if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) < 0)
         launch_fail("making the machine's namespaces");
+    loopback_up();
     if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         launch_fail("making the launcher's mounts private");
     if (mount("tmpfs", machine->stage, "tmpfs", MS_NOSUID, "mode=0755,size=1m") < 0 || chdir(machine->stage) < 0)
@@ -168,6 +169,7 @@ static void send_fd(int socket, int fd)
 static _Noreturn void run_emulator(struct machine *machine, int line, int output, int memory)
 {
     const struct rlimit no_core = {0, 0};
+    struct rlimit files;
     size_t first = VM_FIXED + (size_t)machine->memory, count = machine->fd_count - first;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC), high[VM_ROOM];
 
@@ -184,6 +186,10 @@ static _Noreturn void run_emulator(struct machine *machine, int line, int output
     if (dup2(line, EMULATOR_LINE) < 0 || dup2(null, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
         launch_fail("handing over descriptors");
     setrlimit(RLIMIT_CORE, &no_core);
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0) { /* each connection of the guest is one */
+        files.rlim_cur = files.rlim_max = files.rlim_max < EMULATOR_FILES ? files.rlim_max : EMULATOR_FILES;
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (memory >= 0) {
         int listener = memory_filter();

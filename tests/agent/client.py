@@ -40,6 +40,7 @@ class Kind(enum.IntEnum):
     PING = 15
     SYNC = 16
     CLOCK = 17
+    NETWORK = 18
     HELLO_OK = 64
     STARTED = 65
     ATTACHED = 66

@@ -27,6 +27,12 @@ def test_ping(client: Client) -> None:
     assert client.request(Kind.PING, b"x" * 65).failure[0] == Fault.INVALID
 
 
+def test_what_only_a_vm_can(client: Client) -> None:
+    for kind, payload in ((Kind.CLOCK, bytes(8)), (Kind.NETWORK, bytes(42))):
+        assert client.request(kind, payload).failure[0] == Fault.UNSUPPORTED
+        assert client.request(kind, payload + b"x").failure[0] == Fault.INVALID
+
+
 BAD_FRAMES = {
     "length": HEADER.pack((1 << 20) + 1, Kind.PING, 0, 0, 1, b""),
     "type 0": HEADER.pack(0, 0, 0, 0, 1, b""),

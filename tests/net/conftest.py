@@ -17,6 +17,7 @@ from hutch.errors import InvalidStateError
 from hutch.runtime.runtime import LocalRuntime
 from tests import rootfs
 from tests.net import world as worlds
+from tests.runtime.helpers import RuntimeOf
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -69,12 +70,41 @@ def world(internet: worlds.World) -> worlds.World:
     return internet
 
 
+# A cross-section, so that the suite stays quick; HUTCH_TEST_ISOLATION=vm runs all tests over VMs.
+ON_VMS_TOO = {
+    "test_a_disabled_box_can_get_a_network_while_it_runs",
+    "test_a_killed_gateway_comes_back_by_itself",
+    "test_a_name_rule_admits_by_host_and_by_server_name",
+    "test_datagrams_go_nowhere",
+    "test_enabled_reaches_everybody",
+    "test_enabled_still_refuses_metadata_and_the_host",
+    "test_half_closed_connections_go_on",
+    "test_many_tunnels_at_once",
+    "test_the_policy_changes_while_the_box_runs",
+    "test_the_policy_survives_a_restart_of_the_box",
+    "test_the_value_arrives_and_the_box_has_a_placeholder",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the cross-section over both kinds of boxes."""
+    if metafunc.function.__name__ in ON_VMS_TOO:
+        metafunc.parametrize("isolation", ["container", "vm"])
+
+
 @pytest.fixture
-async def home(tmp_path: Path, image_store: Path) -> AsyncIterator[Path]:
+def isolation() -> str:
+    """What the boxes are isolated by: containers, or what HUTCH_TEST_ISOLATION says."""
+    return os.environ.get("HUTCH_TEST_ISOLATION", "container")
+
+
+@pytest.fixture
+async def home(tmp_path: Path, image_store: Path, vm_store: Path) -> AsyncIterator[Path]:
     """A fresh home that shares the images. Nothing of its boxes is left afterwards, and its gateway has not failed."""
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     (home / "images").symlink_to(image_store)
+    (home / "vm").symlink_to(vm_store)
     yield home
     async with LocalRuntime(home) as runtime:
         for info in await runtime.list():
@@ -84,9 +114,11 @@ async def home(tmp_path: Path, image_store: Path) -> AsyncIterator[Path]:
 
 
 @pytest.fixture
-async def runtime(home: Path, world: worlds.World) -> AsyncIterator[LocalRuntime]:
+async def runtime(home: Path, world: worlds.World, isolation: str) -> AsyncIterator[LocalRuntime]:
     """A runtime over the fresh home."""
-    async with LocalRuntime(home) as runtime:
+    runtime = RuntimeOf(home)
+    runtime.isolation = isolation
+    async with runtime:
         yield runtime
 
 

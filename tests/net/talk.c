@@ -1,7 +1,10 @@
 /* What nc(1) of a small image cannot do. `talk udp ADDRESS PORT SECONDS` sends standard input as one datagram and prints the answer;
- * `talk echo PORT` serves echo over TCP; `talk raw SOURCE ADDRESS PORT` sends a datagram with a source of its choice through a raw socket. Exit status 1: refused. */
+ * `talk echo PORT` serves echo over TCP; `talk raw SOURCE ADDRESS PORT` sends a datagram with a source of its choice through a raw socket;
+ * `talk frame INTERFACE` sends standard input as one frame of Ethernet. Exit status 1: refused. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <linux/if_packet.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
 #include <netinet/udp.h>
@@ -62,6 +65,18 @@ static int raw(const char *source, const char *address, const char *port)
     return sendto(fd, &packet, sizeof packet, 0, (struct sockaddr *)&target, sizeof target) < 0 ? refused("sendto") : 0;
 }
 
+static int frame(const char *interface)
+{
+    struct sockaddr_ll link = {.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(interface)};
+    int fd = socket(AF_PACKET, SOCK_RAW, 0);
+    char bytes[2048];
+    ssize_t size = read(0, bytes, sizeof bytes);
+
+    if (fd < 0)
+        return refused("a packet socket");
+    return sendto(fd, bytes, (size_t)size, 0, (struct sockaddr *)&link, sizeof link) < 0 ? refused("sendto") : 0;
+}
+
 /* Echo to every connection, each in a process of its own, until it ends. */
 static int echo(const char *port)
 {
@@ -96,5 +111,7 @@ int main(int argc, char **argv)
         return udp(argv[2], argv[3], argv[4]);
     if (argc == 3 && !strcmp(argv[1], "echo"))
         return echo(argv[2]);
+    if (argc == 3 && !strcmp(argv[1], "frame"))
+        return frame(argv[2]);
     return argc == 5 && !strcmp(argv[1], "raw") ? raw(argv[2], argv[3], argv[4]) : 2;
 }

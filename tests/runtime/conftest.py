@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
 from hutch.runtime.runtime import LocalRuntime
 from tests import rootfs
+from tests.runtime.helpers import RuntimeOf
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from hutch.runtime.box import LocalBox
-    from hutch.types import BoxSpec
 
 IMAGE = "busybox:test"
 
@@ -45,16 +45,6 @@ def home(tmp_path: Path, images: Path, vm_store: Path) -> Path:
     (home / "images").symlink_to(images)
     (home / "vm").symlink_to(vm_store)
     return home
-
-
-class RuntimeOf(LocalRuntime):
-    """A runtime whose boxes are of one kind."""
-
-    isolation = "container"
-
-    async def create(self, image: str | BoxSpec, **options: Any) -> LocalBox:
-        """See `LocalRuntime.create`."""
-        return await super().create(image, **{"isolation": self.isolation, **options})
 
 
 # A cross-section, so that the suite stays quick; HUTCH_TEST_ISOLATION=vm runs all tests over VMs.

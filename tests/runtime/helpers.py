@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
+
+from hutch.runtime.runtime import LocalRuntime
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     from hutch.runtime.box import LocalBox
+    from hutch.types import BoxSpec
 
 PATIENCE = 15.0
 """Seconds after which a wait that should end has failed."""
+
+
+class RuntimeOf(LocalRuntime):
+    """A runtime whose boxes are of one kind."""
+
+    isolation = "container"
+
+    async def create(self, image: str | BoxSpec, **options: Any) -> LocalBox:
+        """See `LocalRuntime.create`."""
+        return await super().create(image, **{"isolation": self.isolation, **options})
 
 
 def in_time(seconds: float = PATIENCE) -> contextlib.AbstractContextManager[anyio.CancelScope]:

@@ -44,6 +44,7 @@ class Request(enum.IntEnum):
     PING = 15
     SYNC = 16
     CLOCK = 17
+    NETWORK = 18
 
 
 class Reply(enum.IntEnum):
@@ -316,6 +317,11 @@ def resize(exec_id: str, rows: int, cols: int, *, req: int) -> bytes:
 def clock(unix_ns: int, *, req: int) -> bytes:
     """Encode CLOCK: set a VM's time of day."""
     return encode(Request.CLOCK, struct.pack("<Q", unix_ns), req=req)
+
+
+def network(settings: bytes, *, req: int) -> bytes:
+    """Encode NETWORK: bring up a VM's network card. ``settings``: as docs/agent-protocol.md says."""
+    return encode(Request.NETWORK, settings, req=req)
 
 
 def poweroff(grace: float, signum: int, *, req: int) -> bytes:

@@ -135,6 +135,13 @@ class Engine(Protocol):
         the box does not run. The process lives as long as the box; the host's root, or the user whose box it is, may
         enter the namespace and change it, and nobody in the box may."""
 
+    async def link(self, directory: Path) -> None:
+        """Make a running box one whose packets end in that namespace, where they do not by themselves: before, it
+        sends none. Idempotent.
+
+        Raises `NetworkError`.
+        """
+
     async def kill(self, directory: Path) -> None:
         """End every process of the box at once and release all that the start took (mounts, cgroups, run files).
         Idempotent; returns when nothing is left. The upper layer and the logs stay."""

@@ -57,6 +57,11 @@ def hosts_file(hostname: str) -> str:
     return f"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {hostname}\n"
 
 
+def resolver_file(nameserver: str) -> str:
+    """Return the contents of a box's /etc/resolv.conf."""
+    return f"nameserver {nameserver}\n" if nameserver else ""
+
+
 def open_logs(directory: Path) -> list[int]:
     """Open the main log's two files and the exit record; the caller closes them."""
     opened: list[int] = []

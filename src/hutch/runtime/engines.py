@@ -7,7 +7,6 @@ import shutil
 from typing import TYPE_CHECKING
 
 from hutch.errors import UnsupportedError
-from hutch.runtime.gatekeeper import is_served
 from hutch.types import Isolation
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from hutch.types import BoxSpec
 
 PROGRAM = "qemu-system-x86_64"
-NO_NETWORK = "VMs have no network and published ports yet; use isolation 'container'"
 
 
 class Engines:
@@ -87,4 +85,4 @@ def vm_problem(spec: BoxSpec) -> str | None:
         from hutch.engine.vm.engine import NO_MOUNTS
 
         return NO_MOUNTS
-    return NO_NETWORK if is_served(spec) else None
+    return None

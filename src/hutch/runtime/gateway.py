@@ -84,9 +84,10 @@ class Gateway:
         with self._scope:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                for record in self._runtime.store.list_boxes(*ALIVE):
-                    if is_served(record.spec):
-                        await self._sync_at_start(record)
+                async with anyio.create_task_group() as at_start:  # a box that hangs does not hold up the others
+                    for record in self._runtime.store.list_boxes(*ALIVE):
+                        if is_served(record.spec):
+                            at_start.start_soon(self._sync_at_start, record)
                 with _listening(home) as listener:
                     tasks.start_soon(self._end_at_signal)
                     self._rest_soon()
@@ -161,6 +162,7 @@ class Gateway:
             if served.door is not None:
                 served.door.admit(policy)
             elif policy.outbound is not Outbound.DISABLED:
+                await engine.link(directory)
                 sockets = await netns.open_door(served.pidfd)
                 served.door = Door(sockets, policy, self._resolver, Journal(directory), self._interceptor(record))
                 assert served.tasks is not None

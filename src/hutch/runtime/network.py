@@ -6,11 +6,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hutch.errors import UnsupportedError
 from hutch.net import journal
-from hutch.runtime.engines import vm_problem
 from hutch.runtime.spec import build_network
-from hutch.types import Isolation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,8 +33,6 @@ class BoxNetwork:
         async with lives.holding(self._box_id) as record:
             changed = build_network(outbound, allow, record.spec.network.ports)
             spec = msgspec.structs.replace(record.spec, network=changed)
-            if record.isolation == Isolation.VM and (problem := vm_problem(spec)) is not None:
-                raise UnsupportedError(problem)
             await lives.set_network(record, spec)
         return await self.get()
 

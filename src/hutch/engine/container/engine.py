@@ -124,6 +124,9 @@ class ContainerEngine:
         entry = record.read(directory)
         return None if entry is None or entry.process is None else entry.process.pidfd()
 
+    async def link(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.link`: they always do."""
+
     async def kill(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.kill`. Raises `EngineError` when something does not go away."""
         with anyio.CancelScope(shield=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hutch.engine.container import upper
-from hutch.engine.launcher import encode, hosts_file
+from hutch.engine.launcher import encode, hosts_file, resolver_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,7 +22,7 @@ def configuration(plan: BoxPlan, mapping: Mapping, doors: Iterable[str], *, pids
     records: list[tuple[str, str]] = [
         ("hostname", plan.hostname),
         ("hosts", hosts_file(plan.hostname)),
-        ("resolv", f"nameserver {plan.nameserver}\n" if plan.nameserver else ""),
+        ("resolv", resolver_file(plan.nameserver)),
         ("stage", str(plan.directory / "run")),
         *upper.configuration(plan.directory),
         ("uid_map", mapping.uid_map),

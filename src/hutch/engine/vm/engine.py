@@ -15,12 +15,19 @@ from hutch.core import agentproto, frames
 from hutch.engine import record, trees
 from hutch.engine.base import BoxPlan, Capability, Observed, Started, Upper, Usage
 from hutch.engine.launcher import BoxFault, check_plan
-from hutch.engine.vm import disk, machine, qmp
+from hutch.engine.vm import disk, machine, nic, qmp
 from hutch.engine.vm.kernel import Kernels
 from hutch.engine.vm.launch import CONSOLE, Files, launching
 from hutch.engine.vm.machine import Plan, Shape
 from hutch.engine.vm.template import BOOT_SECONDS, Templates, boot_seconds
-from hutch.errors import EngineError, HutchError, InvalidStateError, UnsupportedError, UpstreamUnavailableError
+from hutch.errors import (
+    EngineError,
+    HutchError,
+    InvalidStateError,
+    NetworkError,
+    UnsupportedError,
+    UpstreamUnavailableError,
+)
 from hutch.host import kvm
 from hutch.host.binary import agent_path
 from hutch.host.cgroup import Group
@@ -38,6 +45,7 @@ log = logging.getLogger("hutch.engine.vm")
 RESTORE_SECONDS = 30.0
 KILL_SECONDS = 10.0
 SYNC_SECONDS = 5.0
+LINK_SECONDS = 10.0
 DEFAULT_MEMORY_MIB = 512
 LEAST_MEMORY_MIB = 96
 _KVM_DEVICE = "10:232"
@@ -175,8 +183,23 @@ class VmEngine:
         return Observed(running=True, pid=entry.process.pid)
 
     def network(self, directory: Path) -> int | None:
-        """See `hutch.engine.base.Engine.network`. The machine has no network card."""
-        return None
+        """See `hutch.engine.base.Engine.network`: the emulator and its keeper are in it."""
+        entry = record.read(directory)
+        return None if entry is None or entry.process is None else entry.process.pidfd()
+
+    async def link(self, directory: Path) -> None:
+        """See `hutch.engine.base.Engine.link`: the guest takes its network card."""
+        try:
+            answer = await self._ask(
+                directory, agentproto.network(nic.SETTINGS, req=1), "it has no network", LINK_SECONDS
+            )
+        except UpstreamUnavailableError as error:
+            raise NetworkError(str(error)) from error
+        if isinstance(answer, agentproto.Failed):
+            raise NetworkError(
+                f"the box in {directory} cannot have a network: {answer.message}; `hutch setup vm` fetches a kernel "
+                "that has all it needs"
+            )
 
     def last_words(self, directory: Path) -> str:
         """See `hutch.engine.base.Engine.last_words`."""
@@ -270,8 +293,10 @@ class VmEngine:
         """Let the guest write to its disk all that its programs have written. Raises `UpstreamUnavailableError`."""
         await self._ask(directory, agentproto.simple(agentproto.Request.SYNC, req=1), "its disk may lack writes")
 
-    async def _ask(self, directory: Path, request: bytes, else_: str) -> None:
-        with anyio.move_on_after(SYNC_SECONDS):
+    async def _ask(
+        self, directory: Path, request: bytes, else_: str, seconds: float | None = None
+    ) -> agentproto.Answer | None:
+        with anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds):
             with await self.connect(directory) as connection:
                 connection.send(request)
                 decoder = frames.Decoder()
@@ -282,7 +307,7 @@ class VmEngine:
                         break
                     for frame in decoder.receive(data):
                         if frame.req == 1:
-                            return
+                            return agentproto.decode_answer(frame)
         raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; {else_}")
 
 

@@ -39,7 +39,10 @@ META_PACKAGE = "linux-image-cloud-amd64"
 # In the order of loading: before the driver of the port, and after it, when no driver takes devices any more. virtio
 # needs virtio_ring, although in some kernels it does not say so.
 FIRST = ("virtio_ring", "virtio", "virtio_pci", "virtio_console")
-SECOND = ("crc32c_generic", "crc32c_intel", "virtio_blk", "ext4", "overlay", "fuse", "tun")
+SECOND = ("crc32c_generic", "crc32c_intel", "virtio_blk", "virtio_net", "ext4", "overlay", "fuse", "tun")
+_CHOICE = hashlib.sha256(repr((FIRST, SECOND)).encode()).hexdigest()[:8]
+"""Ends the name of a fetched kernel: one with other modules is fetched again."""
+_OWN = "own-"
 _LOCK_SECONDS = 600.0
 _PACKAGE = re.compile(r"linux-image-[0-9][0-9a-z.+-]*")
 _MODULE = re.compile(r"(?:.*/)?([0-9A-Za-z_-]+)\.ko(\.xz|\.zst|\.gz)?")
@@ -72,7 +75,8 @@ class Kernels:
         except OSError:
             return None
         folder = self._folder / name
-        return self._complete(folder) if name and (folder / "vmlinuz").exists() else None
+        fits = name.startswith(_OWN) or name.endswith(f"-{_CHOICE}")
+        return self._complete(folder) if fits and (folder / "vmlinuz").exists() else None
 
     async def ensure(self, report: Callable[[Progress], None]) -> Kernel:
         """Return the kernel in use; fetch Debian's if there is none. Raises `EngineError`, `StorageError`."""
@@ -105,7 +109,7 @@ class Kernels:
         async with files.locked(self._folder / "lock", timeout=_LOCK_SECONDS):
             parts = [data, *(module for part in chosen.values() for module in part.values())]
             digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-            return self._install(f"own-{digest}", data, chosen)
+            return self._install(f"{_OWN}{digest}", data, chosen)
 
     # Private methods.
 
@@ -125,7 +129,7 @@ class Kernels:
                 f"no kernel for VMs can be fetched: {error}; check apt's sources, run `apt-get update`, or give a "
                 "kernel: hutch setup vm --kernel FILE --modules FOLDER"
             ) from error
-        kernel = self._install(version, image, chosen)
+        kernel = self._install(f"{version}-{_CHOICE}", image, chosen)
         report(Progress(phase="done", item=version))
         return kernel
 

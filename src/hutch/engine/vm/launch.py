@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from hutch.engine import record
-from hutch.engine.launcher import Launch, encode, hosts_file, open_logs
+from hutch.engine.launcher import Launch, encode, hosts_file, open_logs, resolver_file
 from hutch.engine.vm import machine, qmp
 from hutch.errors import EngineError
 from hutch.host import mapping
@@ -144,7 +144,7 @@ def _resume_records(plan: BoxPlan) -> list[tuple[str, str]]:
         ("hostname", plan.hostname),
         ("etc/hostname", plan.hostname),
         ("etc/hosts", hosts_file(plan.hostname)),
-        ("etc/resolv.conf", ""),
+        ("etc/resolv.conf", resolver_file(plan.nameserver)),
         ("etc/machine-id", f"{_machine_id(plan.box_id)}\n"),
     ]
     if plan.limits.pids is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from hutch.engine.vm import nic
 from hutch.engine.vm.kernel import Kernel
 from hutch.errors import EngineError
 
@@ -47,7 +48,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """Changes when a template of this shape would not fit any more."""
-        template = arguments(self, Plan(memory=True, shared=True, disk=False))
+        # Where the kernel lies means nothing; its own key says what it is.
+        kernel = msgspec.structs.replace(self.kernel, image=Path(), initrd=Path())
+        shape = msgspec.structs.replace(self, kernel=kernel)
+        template = arguments(shape, Plan(memory=True, shared=True, disk=False))
         parts = (template, self.kernel.key, _programs(), _processor() if self.kvm else "")
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
@@ -117,6 +121,7 @@ def arguments(shape: Shape, plan: Plan) -> list[str]:
         *("-chardev", f"socket,id=line,fd={LINE_FD}"),
         *("-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,nr=1,chardev=line,name=hutch"),
         *("-chardev", f"socket,id=monitor,fd={FIRST_FD},server=on,wait=off", "-mon", "chardev=monitor,mode=control"),
+        *nic.ARGUMENTS,
     ]
     nodes, count = _disk(plan)
     for number in range(count):
