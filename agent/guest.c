@@ -7,6 +7,7 @@
 #include "launch.h"
 #include "mainlog.h"
 #include "port.h"
+#include "share.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -25,11 +26,14 @@
 #include <unistd.h>
 
 #define ROOT_DEVICE "/dev/vda"
+#define MOUNTS "/mounts"
 
 enum { PORT_WAIT_MS = 20000, ENTROPY_MAX = 64, PIDS_LEAST = 32 };
 
 static const char DRIVERS[] = "/sys/bus/virtio";
 static unsigned long kernel_threads;
+static struct bind *mounts;
+static size_t mount_count;
 
 static void report(const char *text, size_t length)
 {
@@ -97,13 +101,15 @@ static void load_modules(const char *list)
         fclose(names);
 }
 
-static int find_port(void)
+/* `number`: 1 is the line, 2 carries the files of mounts. */
+static int find_port(unsigned number)
 {
     char path[300] = "";
+    unsigned found;
     for (int waited = 0; waited < PORT_WAIT_MS; waited += 5) {
         DIR *devices = opendir("/dev");
         for (struct dirent *entry; devices && (entry = readdir(devices));)
-            if (strncmp(entry->d_name, "vport", 5) == 0)
+            if (sscanf(entry->d_name, "vport%*up%u", &found) == 1 && found == number)
                 snprintf(path, sizeof path, "/dev/%s", entry->d_name);
         if (devices)
             closedir(devices);
@@ -188,6 +194,37 @@ static void limit_processes(const char *limit)
     write_text("/proc/sys/kernel/threads-max", text, false);
 }
 
+static void add_mount(const char *target, bool read_only)
+{
+    mounts = config_grow(mounts, mount_count, sizeof *mounts);
+    mounts[mount_count++] = (struct bind){NULL, target, read_only};
+}
+
+/* The host serves one file system, with a name for each mount; whether one is read-only it decides for itself. */
+static void mount_shares(void)
+{
+    if (!mount_count)
+        return;
+    int port = find_port(2);
+    if (port < 0)
+        launch_fail("finding the port for mounts");
+    mkdir(MOUNTS, 0755);
+    share_mount(MOUNTS, port);
+}
+
+static void bind_shares(int root)
+{
+    char from[32];
+    for (size_t i = 0; i < mount_count; i++) {
+        snprintf(from, sizeof from, MOUNTS "/%zu", i);
+        if (mounts[i].read_only
+            && (mount(from, from, NULL, MS_BIND, NULL) < 0
+                || mount(NULL, from, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0))
+            launch_fail_about("making a mount read-only at", mounts[i].target);
+        bind_into(root, from, mounts[i].target, true);
+    }
+}
+
 /* The image may lie about its layout, but it harms only itself: nothing of the host is in here. */
 static void mount_root(void)
 {
@@ -212,6 +249,7 @@ static void mount_root(void)
         snprintf(to, sizeof to, "/etc/%s", *name);
         bind_into(root, from, to, false);
     }
+    bind_shares(root);
     if (fchdir(root) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
         launch_fail("changing the root");
     close(root);
@@ -228,6 +266,8 @@ static void take_record(const char *key, const char *value)
             launch_fail("setting the host name");
     } else if (!strcmp(key, "pids")) {
         limit_processes(value);
+    } else if (!strcmp(key, "mount_rw") || !strcmp(key, "mount_ro")) {
+        add_mount(value, !strcmp(key, "mount_ro"));
     } else if (!strncmp(key, "etc/", 4)) {
         char path[64];
         snprintf(path, sizeof path, "/etc/%.40s", key + 4);
@@ -253,6 +293,7 @@ static void resume(void)
     while (config_next(&rest, (char *)frame.payload + frame.length, &key, &value))
         take_record(key, value);
     bind_disks();
+    mount_shares(); /* while the devices are still here */
     mount_root();
 }
 
@@ -278,7 +319,7 @@ int cmd_init(int argc, char **argv)
     umask(022);
     mount_system();
     load_modules("/modules/first");
-    int fd = find_port();
+    int fd = find_port(1);
     if (fd < 0)
         launch_fail("finding the port to the host");
     port_open(fd);

@@ -83,8 +83,4 @@ class Engines:
 
 def vm_problem(spec: BoxSpec) -> str | None:
     """Return what a specification asks for that a VM cannot be yet."""
-    if spec.mounts:
-        from hutch.engine.vm.engine import NO_MOUNTS
-
-        return NO_MOUNTS
     return NO_NETWORK if is_served(spec) else None
