@@ -106,7 +106,7 @@ static void filter(void)
     static const int allowed[] = {
         SYS_brk, SYS_clock_gettime, SYS_close, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fchmod, SYS_fchmodat, SYS_fchownat, SYS_fcntl,
         SYS_fdatasync, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_getdents64, SYS_getrandom, SYS_linkat, SYS_lseek, SYS_madvise,
-        SYS_mkdirat, SYS_mknodat, SYS_mmap, SYS_mremap, SYS_munmap, SYS_openat, SYS_openat2, SYS_pread64, SYS_prlimit64, SYS_pwritev2,
+        SYS_mkdirat, SYS_mknodat, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_openat, SYS_openat2, SYS_pread64, SYS_prlimit64, SYS_pwritev2,
         SYS_readlinkat, SYS_recvfrom, SYS_renameat2, SYS_sendto, SYS_statx, SYS_symlinkat, SYS_unlinkat, SYS_utimensat,
     };
     enum { COUNT = sizeof allowed / sizeof *allowed };

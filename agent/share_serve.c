@@ -684,7 +684,8 @@ static bool send_all(int channel, size_t size)
     return true;
 }
 
-static bool receive(int channel, void *to, size_t size) { return recv(channel, to, size, MSG_WAITALL) == (ssize_t)size; }
+/* Of nothing recv(2) would wait for something. */
+static bool receive(int channel, void *to, size_t size) { return size == 0 || recv(channel, to, size, MSG_WAITALL) == (ssize_t)size; }
 
 static bool answer(int channel, struct request *request)
 {
