@@ -58,19 +58,31 @@ static void handle_drop(struct handle *handle)
     handle_count--;
 }
 
-/* A file that has lost its name may still be open. */
-static int open_or_borrow(struct node *node, struct statx *status)
+/* A file that has lost its name may still be open. `flags`: how it must be. */
+static int borrow(const struct node *node, uint64_t flags)
 {
-    int fd = node_open(node, O_PATH, status);
-    for (int i = 0; fd < 0 && errno == ESTALE && i < HANDLE_MAX; i++)
-        if (handles[i].fd >= 0 && handles[i].node == node->id) {
-            fd = fcntl(handles[i].fd, F_DUPFD_CLOEXEC, 0);
-            return fd >= 0 && file_status(fd, "", status) == 0 ? fd : -1;
-        }
-    return fd;
+    for (int i = 0; i < HANDLE_MAX; i++) {
+        if (handles[i].fd < 0 || handles[i].node != node->id)
+            continue;
+        int mode = fcntl(handles[i].fd, F_GETFL) & O_ACCMODE;
+        if (flags & O_PATH || mode == O_RDWR || mode == (int)(flags & O_ACCMODE))
+            return fcntl(handles[i].fd, F_DUPFD_CLOEXEC, 0);
+    }
+    errno = ESTALE;
+    return -1;
 }
 
-/* What is said of files. */
+static int open_or_borrow(struct node *node, uint64_t flags, struct statx *status)
+{
+    int fd = node_open(node, flags, status);
+    if (fd >= 0 || errno != ESTALE)
+        return fd;
+    fd = borrow(node, flags);
+    if (fd >= 0 && file_status(fd, "", status) == 0)
+        return fd;
+    shut(fd);
+    return -1;
+}
 
 /* Mounts may show several file systems of the host, which the guest sees as one. */
 static uint64_t inode_of(const struct statx *status)
@@ -119,7 +131,7 @@ int share_getattr(struct request *request)
         struct handle *handle = handle_find(wanted->fh);
         return handle && file_status(handle->fd, "", &status) == 0 ? put_status(&status) : -1;
     }
-    int fd = open_or_borrow(node, &status);
+    int fd = open_or_borrow(node, O_PATH, &status);
     shut(fd);
     return fd < 0 ? -1 : put_status(&status);
 }
@@ -136,11 +148,9 @@ static int set_mode(struct node *node, mode_t mode)
         if (found)
             return result;
     }
-    for (int i = 0; i < HANDLE_MAX; i++)
-        if (handles[i].fd >= 0 && handles[i].node == node->id)
-            return fchmod(handles[i].fd, mode);
-    errno = ESTALE;
-    return -1;
+    int fd = borrow(node, O_PATH), result = fd < 0 ? -1 : fchmod(fd, mode);
+    shut(fd);
+    return result;
 }
 
 static int set_size(struct node *node, const struct fuse_setattr_in *wanted)
@@ -149,7 +159,7 @@ static int set_size(struct node *node, const struct fuse_setattr_in *wanted)
     struct handle *handle = wanted->valid & FATTR_FH ? handle_find(wanted->fh) : NULL;
     if (handle)
         return ftruncate(handle->fd, (off_t)wanted->size);
-    int fd = node_open(node, O_WRONLY, &status);
+    int fd = open_or_borrow(node, O_WRONLY, &status);
     int result = fd < 0 ? -1 : ftruncate(fd, (off_t)wanted->size);
     shut(fd);
     return result;
@@ -189,7 +199,7 @@ int share_setattr(struct request *request)
     struct statx status;
     const struct fuse_setattr_in *wanted = request_part(request, sizeof *wanted);
     struct node *node = request_node(request);
-    int fd = wanted && node ? open_or_borrow(node, &status) : -1;
+    int fd = wanted && node ? open_or_borrow(node, O_PATH, &status) : -1;
     bool done = fd >= 0 && change(node, fd, wanted) == 0 && file_status(fd, "", &status) == 0;
     shut(fd);
     return done ? put_status(&status) : -1;
@@ -224,7 +234,7 @@ int share_open(struct request *request)
     struct statx status;
     const struct fuse_open_in *wanted = request_part(request, sizeof *wanted);
     struct node *node = request_node(request);
-    int fd = wanted && node ? node_open(node, safe_flags(wanted->flags), &status) : -1;
+    int fd = wanted && node ? open_or_borrow(node, safe_flags(wanted->flags), &status) : -1;
     if (fd < 0)
         return -1;
     if (!S_ISREG(status.stx_mode)) {
@@ -331,7 +341,7 @@ int share_statfs(struct request *request)
     struct statx status;
     struct statfs found;
     struct node *node = request_node(request);
-    int fd = node ? open_or_borrow(node, &status) : -1;
+    int fd = node ? open_or_borrow(node, O_PATH, &status) : -1;
     bool done = fd >= 0 && fstatfs(fd, &found) == 0;
     shut(fd);
     if (!done)

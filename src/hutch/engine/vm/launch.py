@@ -124,7 +124,10 @@ async def launching(
         descriptors += [monitor.fileno(), *files.disk]
         launch = Launch(agent, "vm", outer)
         try:
-            records = [*_configuration(directory, shape, plan, doors, rootless=ids.rootless), *_mount_records(mounts, ids)]
+            records = [
+                *_configuration(directory, shape, plan, doors, rootless=ids.rootless),
+                *_mount_records(mounts, ids),
+            ]
             launch.hand_over(encode(records), descriptors)
             # So that nobody waits for a monitor when its emulator has ended.
             monitor.close()
