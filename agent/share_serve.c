@@ -121,33 +121,33 @@ static bool send_all(int channel, size_t size)
 /* Of nothing recv(2) would wait for something. */
 static bool receive(int channel, void *to, size_t size) { return size == 0 || recv(channel, to, size, MSG_WAITALL) == (ssize_t)size; }
 
-static bool answer(int channel, struct request *request)
+long share_handle(uint8_t *message, size_t size)
 {
-    uint32_t opcode = request->head->opcode;
-    if (opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET || opcode == FUSE_INTERRUPT) {
-        if (opcode != FUSE_INTERRUPT)
-            forget(request);
-        return true;
-    }
+    struct request request = {(void *)message, message + sizeof(struct fuse_in_header), size - sizeof(struct fuse_in_header)};
+    uint32_t opcode = request.head->opcode;
+    if (opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET)
+        forget(&request);
+    if (opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET || opcode == FUSE_INTERRUPT)
+        return 0; /* they want no answer */
     errno = ENOSYS;
-    int size = opcode < sizeof acts / sizeof *acts && acts[opcode] ? acts[opcode](request) : -1;
-    share_answer.head = (struct fuse_out_header){.error = size < 0 ? -errno : 0, .unique = request->head->unique};
-    share_answer.head.len = (uint32_t)(sizeof share_answer.head + (size < 0 ? 0 : (size_t)size));
-    return send_all(channel, share_answer.head.len);
+    int done = opcode < sizeof acts / sizeof *acts && acts[opcode] ? acts[opcode](&request) : -1;
+    share_answer.head = (struct fuse_out_header){.error = done < 0 ? -errno : 0, .unique = request.head->unique};
+    share_answer.head.len = (uint32_t)(sizeof share_answer.head + (done < 0 ? 0 : (size_t)done));
+    return share_answer.head.len;
 }
 
 _Noreturn void share_serve(int channel, int root)
 {
+    struct fuse_in_header *head = (void *)in.bytes;
     if (nodes_open(root) < 0)
         launch_fail("looking at the mounts");
     handles_open();
     for (;;) {
-        struct fuse_in_header *head = (void *)in.bytes;
         if (!receive(channel, head, sizeof *head) || head->len < sizeof *head || head->len > sizeof in.bytes
             || !receive(channel, in.bytes + sizeof *head, head->len - sizeof *head))
             _exit(0); /* the machine has ended, or whoever rules its kernel sends rubbish */
-        struct request request = {head, in.bytes + sizeof *head, head->len - sizeof *head};
-        if (!answer(channel, &request))
+        long size = share_handle(in.bytes, head->len);
+        if (size > 0 && !send_all(channel, (size_t)size))
             _exit(0);
     }
 }

@@ -12,6 +12,9 @@ struct request {
     size_t left;
 };
 
+/* Do what a whole message asks for; the size of the answer, which is in share_answer, or 0: none is wanted. */
+long share_handle(uint8_t *message, size_t size);
+
 /* What a message consists of; NULL with errno when it lacks something. */
 const void *request_part(struct request *request, size_t size);
 const char *request_text(struct request *request);

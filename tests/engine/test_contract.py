@@ -170,7 +170,7 @@ async def test_files_of_the_host(engine: Engine, rootfs: Path, tmp_path: Path) -
     assert not (rootfs / "etc/hosts").exists()
 
 
-async def test_etc_links_stay_inside(container: ContainerEngine, rootfs: Path, tmp_path: Path) -> None:
+async def test_etc_links_stay_inside(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
     """An image may make /etc/hosts, or the target of a mount, a symlink to anywhere: it is anywhere in the box."""
     victim = tmp_path / "victim"
     victim.write_text("host\n")
@@ -186,7 +186,7 @@ async def test_etc_links_stay_inside(container: ContainerEngine, rootfs: Path, t
     mounts = [MountPlan(source, "/link/made/here")]
     box_plan = plan(tmp_path / "box", rootfs, lowers=[Lower(layer)], mounts=mounts)
     (layer / str(tmp_path)[1:]).mkdir(parents=True)
-    async with running(container, box_plan) as box:
+    async with running(engine, box_plan) as box:
         output = await box.sh(f"touch {tmp_path}/made/here/file; cat /run/resolv.conf && echo linked")
         assert output.out == "linked\n", output
     assert victim.read_text() == "host\n"
