@@ -189,7 +189,7 @@ static void count_threads(void)
 static void limit_processes(const char *limit)
 {
     char text[32];
-    unsigned long count = strtoul(limit, NULL, 10) + kernel_threads;
+    unsigned long count = strtoul(limit, NULL, 10) + kernel_threads + (mount_count > 0); /* what carries the mounts is a thread */
     snprintf(text, sizeof text, "%lu", count < PIDS_LEAST ? PIDS_LEAST : count);
     write_text("/proc/sys/kernel/threads-max", text, false);
 }

@@ -179,9 +179,10 @@ def _resume_records(plan: BoxPlan) -> list[tuple[str, str]]:
         ("etc/resolv.conf", ""),
         ("etc/machine-id", f"{_machine_id(plan.box_id)}\n"),
     ]
+    records += [(_mount_key(mount), mount.target) for mount in plan.mounts]
     if plan.limits.pids is not None:
         records.append(("pids", str(plan.limits.pids)))
-    return records + [(_mount_key(mount), mount.target) for mount in plan.mounts]
+    return records
 
 
 def _machine_id(box_id: str) -> str:
