@@ -16,7 +16,7 @@ enum { KNOWN = 8, PAYLOAD_MAX = 255 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static char place[] = "/tmp/fuzz_share.XXXXXX", mount[64];
+static char place[] = "build/fuzz_share.XXXXXX", mount[64];
 static uint64_t ids[KNOWN], opened[KNOWN];
 
 void launch_fail(const char *step)
