@@ -8,6 +8,7 @@
 #include "mainlog.h"
 #include "nic.h"
 #include "port.h"
+#include "share.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -26,11 +27,14 @@
 #include <unistd.h>
 
 #define ROOT_DEVICE "/dev/vda"
+#define MOUNTS "/mounts"
 
 enum { PORT_WAIT_MS = 20000, ENTROPY_MAX = 64, PIDS_LEAST = 32, DISK = 2 };
 
 static const char DRIVERS[] = "/sys/bus/virtio";
 static unsigned long kernel_threads;
+static struct bind *mounts;
+static size_t mount_count;
 
 static void report(const char *text, size_t length)
 {
@@ -98,13 +102,15 @@ static void load_modules(const char *list)
         fclose(names);
 }
 
-static int find_port(void)
+/* `number`: 1 is the line, 2 carries the files of mounts. */
+static int find_port(unsigned number)
 {
     char path[300] = "";
+    unsigned found;
     for (int waited = 0; waited < PORT_WAIT_MS; waited += 5) {
         DIR *devices = opendir("/dev");
         for (struct dirent *entry; devices && (entry = readdir(devices));)
-            if (strncmp(entry->d_name, "vport", 5) == 0)
+            if (sscanf(entry->d_name, "vport%*up%u", &found) == 1 && found == number)
                 snprintf(path, sizeof path, "/dev/%s", entry->d_name);
         if (devices)
             closedir(devices);
@@ -184,9 +190,40 @@ static void count_threads(void)
 static void limit_processes(const char *limit)
 {
     char text[32];
-    unsigned long count = strtoul(limit, NULL, 10) + kernel_threads;
+    unsigned long count = strtoul(limit, NULL, 10) + kernel_threads + (mount_count > 0); /* what carries the mounts is a thread */
     snprintf(text, sizeof text, "%lu", count < PIDS_LEAST ? PIDS_LEAST : count);
     write_text("/proc/sys/kernel/threads-max", text, false);
+}
+
+static void add_mount(const char *target, bool read_only)
+{
+    mounts = config_grow(mounts, mount_count, sizeof *mounts);
+    mounts[mount_count++] = (struct bind){NULL, target, read_only};
+}
+
+/* The host serves one file system, with a name for each mount; whether one is read-only it decides for itself. */
+static void mount_shares(void)
+{
+    if (!mount_count)
+        return;
+    int port = find_port(2);
+    if (port < 0)
+        launch_fail("finding the port for mounts");
+    mkdir(MOUNTS, 0755);
+    share_mount(MOUNTS, port);
+}
+
+static void bind_shares(int root)
+{
+    char from[32];
+    for (size_t i = 0; i < mount_count; i++) {
+        snprintf(from, sizeof from, MOUNTS "/%zu", i);
+        if (mounts[i].read_only
+            && (mount(from, from, NULL, MS_BIND, NULL) < 0
+                || mount(NULL, from, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL) < 0))
+            launch_fail_about("making a mount read-only at", mounts[i].target);
+        bind_into(root, from, mounts[i].target, true);
+    }
 }
 
 /* The image may lie about its layout, but it harms only itself: nothing of the host is in here. */
@@ -213,6 +250,7 @@ static void mount_root(void)
         snprintf(to, sizeof to, "/etc/%s", *name);
         bind_into(root, from, to, false);
     }
+    bind_shares(root);
     if (fchdir(root) < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
         launch_fail("changing the root");
     close(root);
@@ -229,6 +267,8 @@ static void take_record(const char *key, const char *value)
             launch_fail("setting the host name");
     } else if (!strcmp(key, "pids")) {
         limit_processes(value);
+    } else if (!strcmp(key, "mount_rw") || !strcmp(key, "mount_ro")) {
+        add_mount(value, !strcmp(key, "mount_ro"));
     } else if (!strncmp(key, "etc/", 4)) {
         char path[64];
         snprintf(path, sizeof path, "/etc/%.40s", key + 4);
@@ -254,6 +294,7 @@ static void resume(void)
     while (config_next(&rest, (char *)frame.payload + frame.length, &key, &value))
         take_record(key, value);
     guest_bind(DISK, "virtio_blk", true);
+    mount_shares(); /* while the devices are still here */
     mount_root();
 }
 
@@ -279,7 +320,7 @@ int cmd_init(int argc, char **argv)
     umask(022);
     mount_system();
     load_modules("/modules/first");
-    int fd = find_port();
+    int fd = find_port(1);
     if (fd < 0)
         launch_fail("finding the port to the host");
     port_open(fd);

@@ -94,6 +94,12 @@ static void write_proc(pid_t pid, const char *name, const char *text)
     close(fd);
 }
 
+void write_id_maps(pid_t pid, const char *uid_map, const char *gid_map)
+{
+    write_proc(pid, "uid_map", uid_map);
+    write_proc(pid, "gid_map", gid_map);
+}
+
 void join_cgroups(const char *const doors[], size_t count)
 {
     for (size_t i = 0; i < count; i++) {
@@ -203,7 +209,7 @@ static pid_t clone_box(int *pidfd)
     return (pid_t)pid;
 }
 
-static int open_user_namespace(pid_t pid)
+int open_user_namespace(pid_t pid)
 {
     char path[64];
     int fd;
@@ -262,8 +268,7 @@ int cmd_launch(int argc, char **argv)
         run_box(&config, go[1]);
     close(go[1]);
     launch_tell(text, (size_t)snprintf(text, sizeof text, "P%d", (int)pid), pidfd);
-    write_proc(pid, "uid_map", config.uid_map);
-    write_proc(pid, "gid_map", config.gid_map);
+    write_id_maps(pid, config.uid_map, config.gid_map);
     stage_fill(&config, config.rootless ? -1 : open_user_namespace(pid));
     if (send(go[0], "g", 1, MSG_NOSIGNAL) != 1) /* PID 1 has told why it ended */
         return 1;

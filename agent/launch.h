@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* One read-only layer. `shift`: its owners on disk are 0 ... 65535 and are shifted into the box's user namespace at the mount. */
 struct lower {
@@ -57,6 +58,8 @@ _Noreturn void enter_outer(const char *mode, const char *uid_map, const char *gi
 void join_cgroups(const char *const doors[], size_t count);
 void await_byte(int fd);                                    /* or end, with whoever should have sent it */
 void launch_tell(const char *text, size_t length, int fd); /* -1: no descriptor */
+void write_id_maps(pid_t pid, const char *uid_map, const char *gid_map);
+int open_user_namespace(pid_t pid);
 
 /* Tell the host that `step` failed (with errno's text unless it is 0) and end this process. */
 _Noreturn void launch_fail(const char *step);
@@ -73,6 +76,8 @@ void config_receive(int control, struct config *config);
 /* launch_stage.c: run by the launcher, with the privileges of the outer user namespace. */
 void stage_open(const struct config *config);
 void stage_fill(const struct config *config, int userns);
+int stage_tree(const struct bind *bind, int userns);                 /* the source of a bind, with its flags, as a detached mount */
+void stage_place(int tree, const char *prefix, size_t number); /* on a new directory or file; closes it */
 
 /* launch_box.c: run by PID 1 in the box's own namespaces, before any code of the box. */
 void box_namespaces(const struct config *config);

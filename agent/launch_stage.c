@@ -132,19 +132,21 @@ static void mount_overlay(const struct config *config)
     free(options);
 }
 
-static void place_binds(const struct config *config, int userns)
+int stage_tree(const struct bind *bind, int userns)
+{
+    uint64_t flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (bind->read_only ? MOUNT_ATTR_RDONLY : 0);
+    int tree = mount_clone(bind->source, true, "opening the mount's source");
+
+    mount_set(tree, true, flags, userns, "id-mapping a mount (its file system must support id-mapped mounts)");
+    return tree;
+}
+
+void stage_place(int tree, const char *prefix, size_t number)
 {
     char name[24];
 
-    for (size_t i = 0; i < config->bind_count; i++) {
-        const struct bind *bind = &config->binds[i];
-        uint64_t flags = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (bind->read_only ? MOUNT_ATTR_RDONLY : 0);
-        int tree = mount_clone(bind->source, true, "opening the mount's source");
-
-        snprintf(name, sizeof name, "b%zu", i);
-        mount_set(tree, true, flags, userns, "id-mapping a mount (its file system must support id-mapped mounts)");
-        place(tree, name, is_directory(tree));
-    }
+    snprintf(name, sizeof name, "%s%zu", prefix, number);
+    place(tree, name, is_directory(tree));
 }
 
 /* The box may edit these files; the size of the stage bounds them. */
@@ -166,7 +168,8 @@ void stage_fill(const struct config *config, int userns)
     make_link(config->upper, "upper");
     make_link(config->work, "work");
     mount_overlay(config);
-    place_binds(config, userns);
+    for (size_t i = 0; i < config->bind_count; i++)
+        stage_place(stage_tree(&config->binds[i], userns), "b", i);
     make_directory("etc");
     write_file(config, "etc/hostname", config->hostname);
     write_file(config, "etc/hosts", config->hosts);

@@ -2,7 +2,7 @@
  *
  * As `launch`: the configuration comes on standard input, a SOCK_SEQPACKET socket, with the descriptors LISTEN, LOG0, LOG1, EXIT and
  * CONSOLE, then the memory's if there is a `memory` record, then the emulator's, which it finds from 10 on in their order (3 is the
- * line). Answers: P<pid> with a pidfd, E<text>, F<text> (the guest has failed), B (the guest has booted and waits), R (the box is up); the host sends V<records> to
+ * line, 4 the files of the mounts if there are any). Answers: P<pid> with a pidfd, E<text>, F<text> (the guest has failed), B (the guest has booted and waits), R (the box is up); the host sends V<records> to
  * resume the guest, and commits with G.
  *
  *     launcher                          keeper, PID 1                   emulator
@@ -16,6 +16,7 @@
 #include "agent.h"
 #include "keeper.h"
 #include "launch.h"
+#include "share.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -36,7 +37,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { VM_LISTEN, VM_LOG0, VM_LOG1, VM_EXIT, VM_CONSOLE, VM_FIXED, VM_ROOM = 200, EMULATOR_LINE = 3, EMULATOR_FIRST = 10, EMULATOR_FILES = 8192 };
+enum { VM_LISTEN, VM_LOG0, VM_LOG1, VM_EXIT, VM_CONSOLE, VM_FIXED, VM_ROOM = 200, EMULATOR_LINE = 3, EMULATOR_FILES, EMULATOR_FIRST = 10, EMULATOR_FD_MAX = 8192 };
 
 struct machine {
     const char *stage;
@@ -48,6 +49,10 @@ struct machine {
     size_t cgroup_count;
     unsigned uid, gid, group; /* as root: who runs it, and the one further group (for /dev/kvm) */
     bool switch_user, memory;
+    const char *uid_map, *gid_map; /* of the mounts' user namespace */
+    struct bind *mounts;
+    size_t mount_count;
+    struct share share;
     int fds[VM_ROOM];
     size_t fd_count;
 };
@@ -56,6 +61,12 @@ static void add(const char ***list, size_t *count, const char *value)
 {
     *list = config_grow(*list, *count, sizeof **list);
     (*list)[(*count)++] = value;
+}
+
+static void add_mount(struct machine *machine, const char *source, bool read_only)
+{
+    machine->mounts = config_grow(machine->mounts, machine->mount_count, sizeof *machine->mounts);
+    machine->mounts[machine->mount_count++] = (struct bind){source, NULL, read_only};
 }
 
 static void take_record(struct machine *machine, const char *key, const char *value)
@@ -72,6 +83,12 @@ static void take_record(struct machine *machine, const char *key, const char *va
         machine->switch_user = sscanf(value, "%u:%u:%u", &machine->uid, &machine->gid, &machine->group) == 3;
     else if (!strcmp(key, "memory"))
         machine->memory = true;
+    else if (!strcmp(key, "uid_map"))
+        machine->uid_map = value;
+    else if (!strcmp(key, "gid_map"))
+        machine->gid_map = value;
+    else if (!strcmp(key, "mount_rw") || !strcmp(key, "mount_ro"))
+        add_mount(machine, value, !strcmp(key, "mount_ro"));
     else
         launch_fail_about("unknown configuration key", key);
 }
@@ -122,7 +139,7 @@ static void place(const char *path)
     close(fd);
 }
 
-static void build_root(const struct machine *machine)
+static void build_root(struct machine *machine)
 {
     if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) < 0)
         launch_fail("making the machine's namespaces");
@@ -133,6 +150,8 @@ static void build_root(const struct machine *machine)
         launch_fail("mounting the stage");
     for (size_t i = 0; i < machine->bind_count; i++)
         place(machine->binds[i]);
+    if (machine->mount_count)
+        share_prepare(&machine->share, machine->mounts, machine->mount_count, machine->uid_map, machine->gid_map, machine->switch_user);
     if (syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
         launch_fail("changing the root");
     if (mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID, NULL) < 0)
@@ -165,17 +184,18 @@ static void send_fd(int socket, int fd)
     launch_control = control;
 }
 
-/* In the child: descriptors to their places, the filter, the program. `memory`: where its listener goes; -1: there is none. */
-static _Noreturn void run_emulator(struct machine *machine, int line, int output, int memory)
+/* In the child: descriptors to their places, the filter, the program. `memory`: where its listener goes. -1: there is none. */
+static _Noreturn void run_emulator(struct machine *machine, int line, int files, int output, int memory)
 {
     const struct rlimit no_core = {0, 0};
-    struct rlimit files;
+    struct rlimit open_files;
     size_t first = VM_FIXED + (size_t)machine->memory, count = machine->fd_count - first;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC), high[VM_ROOM];
 
     /* By way of high numbers: none may land on one that is still to be moved. */
     line = fcntl(line, F_DUPFD_CLOEXEC, 512);
     output = fcntl(output, F_DUPFD_CLOEXEC, 512);
+    files = files < 0 ? -1 : fcntl(files, F_DUPFD_CLOEXEC, 512);
     memory = memory < 0 ? -1 : fcntl(memory, F_DUPFD_CLOEXEC, 512);
     launch_control = fcntl(launch_control, F_DUPFD_CLOEXEC, 512);
     for (size_t i = 0; i < count; i++)
@@ -183,12 +203,12 @@ static _Noreturn void run_emulator(struct machine *machine, int line, int output
     for (size_t i = 0; i < count; i++)
         if (dup2(high[i], EMULATOR_FIRST + (int)i) < 0)
             launch_fail("handing over descriptors");
-    if (dup2(line, EMULATOR_LINE) < 0 || dup2(null, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
+    if (dup2(line, EMULATOR_LINE) < 0 || (files >= 0 && dup2(files, EMULATOR_FILES) < 0) || dup2(null, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
         launch_fail("handing over descriptors");
     setrlimit(RLIMIT_CORE, &no_core);
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) { /* each connection of the guest is one */
-        files.rlim_cur = files.rlim_max = files.rlim_max < EMULATOR_FILES ? files.rlim_max : EMULATOR_FILES;
-        setrlimit(RLIMIT_NOFILE, &files);
+    if (getrlimit(RLIMIT_NOFILE, &open_files) == 0) { /* each connection of the guest is one */
+        open_files.rlim_cur = open_files.rlim_max = open_files.rlim_max < EMULATOR_FD_MAX ? open_files.rlim_max : EMULATOR_FD_MAX;
+        setrlimit(RLIMIT_NOFILE, &open_files);
     }
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (memory >= 0) {
@@ -231,6 +251,7 @@ static _Noreturn void run_machine(struct machine *machine)
     };
 
     setsid();
+    int files = machine->mount_count ? share_start(&machine->share) : -1;
     drop_rights(machine);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line) < 0 || pipe2(output, O_CLOEXEC) < 0
         || (machine->memory && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, memory) < 0))
@@ -242,11 +263,13 @@ static _Noreturn void run_machine(struct machine *machine)
     if (keeper.emulator < 0)
         launch_fail("starting the emulator");
     if (keeper.emulator == 0)
-        run_emulator(machine, line[1], output[1], memory[1]);
+        run_emulator(machine, line[1], files, output[1], memory[1]);
     prctl(PR_SET_DUMPABLE, 0); /* the emulator has the same user, and must not reach into its keeper */
     signal(SIGPIPE, SIG_IGN);
     close(line[1]);
     close(output[1]);
+    if (files >= 0)
+        close(files);
     if (machine->memory) {
         close(memory[1]);
         keeper.notify_fd = receive_fd(memory[0]);

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
+SUITES = ("tests/engine/test_contract.py", "tests/engine/test_vm.py", "tests/engine/test_vm_mounts.py")
+
 
 def _contract(user: OrdinaryUser, chosen: str, *extra: str, path: str = PATH, seconds: float = 50) -> str:
     temporary = f"--basetemp={user.folder('contract')}"
     arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", temporary, "-k", chosen, *extra]
-    return user.run(*arguments, "tests/engine/test_contract.py", "tests/engine/test_vm.py", path=path, seconds=seconds)
+    return user.run(*arguments, *SUITES, path=path, seconds=seconds)
 
 
 def test_contract_with_subordinate_ids(ordinary_user: OrdinaryUser) -> None:
@@ -46,7 +48,8 @@ def test_contract_of_vms(ordinary_user: OrdinaryUser, vm_store: Path) -> None:
     store = ordinary_user.place / ".cache"
     shutil.copytree(vm_store / "kernels", store / "vm/kernels", ignore=shutil.ignore_patterns("lock"))
     subprocess.run(["chown", "-R", NAME, store], check=True)
-    chosen = "vm and (answers or survive or frozen_upper or writable or deep_folder or confined or that_others)"
+    steps = "answers or survive or frozen_upper or writable or deep_folder or test_mounts or both_sides"
+    chosen = f"vm and ({steps} or confined or that_others)"
     _contract(ordinary_user, chosen, seconds=100)
 
 

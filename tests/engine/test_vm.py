@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from hutch.engine.base import Lower, MountPlan, Observed
+from hutch.engine.base import Lower, Observed
 from hutch.engine.vm import VmEngine, disk, launch, qcow2
-from hutch.errors import EngineError, StorageError, UnsupportedError, UpstreamUnavailableError
+from hutch.errors import EngineError, StorageError, UpstreamUnavailableError
 from hutch.types import Limits
 from tests.engine.boxes import plan, running
 
@@ -238,8 +238,3 @@ async def test_a_full_disk_of_the_host_is_an_error_in_the_box(vm: VmEngine, root
             assert (await box.sh("echo alive")).out == "alive\n"
     finally:
         subprocess.run(["umount", small], check=True)
-
-
-async def test_mounts_are_refused(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="mounts"):
-        await vm.start(plan(tmp_path / "box", rootfs, mounts=[MountPlan(tmp_path, "/data")]))

@@ -61,8 +61,10 @@ ON_VMS_TOO = {
     "test_a_box_that_was_killed_from_outside_is_marked_with_the_reason",
     "test_a_clone_has_the_files_and_goes_its_own_way",
     "test_export_and_import",
+    "test_host_folders_read_only_and_writable",
     "test_main_command_logs_and_exit_code",
     "test_snapshot_and_restore",
+    "test_volumes_are_shared_and_outlive_boxes",
 }
 
 

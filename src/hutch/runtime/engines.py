@@ -6,7 +6,6 @@ import functools
 import shutil
 from typing import TYPE_CHECKING
 
-from hutch.errors import UnsupportedError
 from hutch.types import Isolation
 
 if TYPE_CHECKING:
@@ -55,16 +54,13 @@ class Engines:
         return self.container if record is None else self.of(record), self._home.box(box_id)
 
     async def choose(self, spec: BoxSpec) -> str:
-        """Decide what a box is isolated by. Raises `EngineError` for a VM on a machine that lacks what it takes, and
-        `UnsupportedError` for a VM that could not be what the specification says."""
+        """Decide what a box is isolated by. Raises `EngineError` for a VM on a machine that lacks what it takes."""
         if spec.isolation is Isolation.CONTAINER:
             return Isolation.CONTAINER
         if spec.isolation is Isolation.VM:
             self.vm.check()
-            if (problem := vm_problem(spec)) is not None:
-                raise UnsupportedError(problem)
             return Isolation.VM
-        return Isolation.VM if vm_problem(spec) is None and await self.prefer_vm() else Isolation.CONTAINER
+        return Isolation.VM if await self.prefer_vm() else Isolation.CONTAINER
 
     async def prefer_vm(self) -> bool:
         """Whether boxes are VMs unless they ask for something else: where KVM really works, and a kernel is there."""
@@ -77,12 +73,3 @@ class Engines:
             return f"none: {PROGRAM} is not installed"
         speed = "at full speed, with KVM" if await self.vm.uses_kvm() else "slow, by translation (no usable KVM)"
         return speed if self.vm.kernels.current() else f"{speed}; `hutch setup vm` fetches the kernel"
-
-
-def vm_problem(spec: BoxSpec) -> str | None:
-    """Return what a specification asks for that a VM cannot be yet."""
-    if spec.mounts:
-        from hutch.engine.vm.engine import NO_MOUNTS
-
-        return NO_MOUNTS
-    return None

@@ -20,14 +20,7 @@ from hutch.engine.vm.kernel import Kernels
 from hutch.engine.vm.launch import CONSOLE, Files, launching
 from hutch.engine.vm.machine import Plan, Shape
 from hutch.engine.vm.template import BOOT_SECONDS, Templates, boot_seconds
-from hutch.errors import (
-    EngineError,
-    HutchError,
-    InvalidStateError,
-    NetworkError,
-    UnsupportedError,
-    UpstreamUnavailableError,
-)
+from hutch.errors import EngineError, HutchError, InvalidStateError, NetworkError, UpstreamUnavailableError
 from hutch.host import kvm
 from hutch.host.binary import agent_path
 from hutch.host.cgroup import Group
@@ -50,7 +43,6 @@ DEFAULT_MEMORY_MIB = 512
 LEAST_MEMORY_MIB = 96
 _KVM_DEVICE = "10:232"
 _TAIL = 2000
-NO_MOUNTS = "VMs have no mounts and volumes yet; use isolation 'container', or copy files in"
 
 
 class VmEngine:
@@ -72,10 +64,8 @@ class VmEngine:
         machine.program()
 
     async def start(self, plan: BoxPlan) -> Started:
-        """See `hutch.engine.base.Engine.start`. Raises `UnsupportedError` for what only containers can."""
+        """See `hutch.engine.base.Engine.start`."""
         check_plan(plan)
-        if plan.mounts:
-            raise UnsupportedError(NO_MOUNTS)
         if self.observe(plan.directory).running:
             raise InvalidStateError(f"box {plan.box_id} runs already")
         await self.kill(plan.directory)  # what an end without us has left
@@ -160,9 +150,11 @@ class VmEngine:
         disks = chain.open()
         try:
             given = Files(disk=disks, memory=template.memory if template else None)
-            wanted = Plan(memory=template is not None, incoming=template is not None, frozen=len(chain.frozen))
+            restored, mounts = template is not None, bool(plan.mounts)
+            wanted = Plan(memory=restored, incoming=restored, frozen=len(chain.frozen), mounts=mounts)
             with anyio.fail_after(RESTORE_SECONDS if template else boot_seconds(shape)):
-                async with launching(self._agent, plan.directory, shape, wanted, given, group.doors()) as guest:
+                started = launching(self._agent, plan.directory, shape, wanted, given, group.doors(), plan.mounts)
+                async with started as guest:
                     await (guest.load(template.state) if template else guest.booted())
                     process = await guest.resume(plan)
                     record.write(plan.directory, record.Record(group=group, process=process))

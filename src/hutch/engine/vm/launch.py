@@ -17,14 +17,15 @@ import msgspec
 from hutch.engine import record
 from hutch.engine.launcher import Launch, encode, hosts_file, open_logs, resolver_file
 from hutch.engine.vm import machine, qmp
-from hutch.errors import EngineError
+from hutch.errors import EngineError, InvalidArgumentError
 from hutch.host import mapping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from hutch.engine.base import BoxPlan
+    from hutch.engine.base import BoxPlan, MountPlan
     from hutch.engine.vm.machine import Plan, Shape
+    from hutch.host.mapping import Mapping
     from hutch.host.proc import Process
 
 CONSOLE = "console.log"
@@ -32,6 +33,8 @@ USER = mapping.ROOT_BASE - 1
 """As root, emulators run as this user, which is nobody else's."""
 _WORDS_SECONDS = 1.0
 _READY, _UP, _RESUME = b"B", b"R", b"V"
+_RESUME_MAX = 32_760
+"""What fits into one frame of the line (docs/agent-protocol.md)."""
 
 
 class Files(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +83,10 @@ class Machine:
 
     async def resume(self, plan: BoxPlan) -> Process:
         """Make the guest the box, and return the keeper: PID 1 of the machine. Raises `EngineError`."""
-        self._launch.send(_RESUME + encode(_resume_records(plan)))
+        records = encode(_resume_records(plan))
+        if len(records) > _RESUME_MAX:
+            raise InvalidArgumentError(f"the names and mount targets of box {plan.box_id} are too long for a VM")
+        self._launch.send(_RESUME + records)
         return await self._launch.until(_UP)
 
     async def commit(self) -> None:
@@ -90,14 +96,22 @@ class Machine:
 
 @contextlib.asynccontextmanager
 async def launching(
-    agent: Path, directory: Path, shape: Shape, plan: Plan, files: Files, doors: Iterable[str] = ()
+    agent: Path,
+    directory: Path,
+    shape: Shape,
+    plan: Plan,
+    files: Files,
+    doors: Iterable[str] = (),
+    mounts: Sequence[MountPlan] = (),
 ) -> AsyncIterator[Machine]:
     """Start a machine, whose folder is ``directory``, and end it at the end of the block unless it was committed.
 
     Raises `EngineError`.
     """
     ids = mapping.current()
-    outer = (f"0 {os.geteuid()} 1", f"0 {os.getegid()} 1") if ids.rootless else ()
+    outer = ids.outer or ()
+    if outer and not mounts:  # one id is enough for it
+        outer = (f"0 {os.geteuid()} 1", f"0 {os.getegid()} 1")
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(record.listen(directory))
         monitor = stack.enter_context(record.listen(directory, qmp.SOCKET))
@@ -110,7 +124,11 @@ async def launching(
         descriptors += [monitor.fileno(), *files.disk]
         launch = Launch(agent, "vm", outer)
         try:
-            launch.hand_over(_configuration(directory, shape, plan, doors, rootless=ids.rootless), descriptors)
+            records = [
+                *_configuration(directory, shape, plan, doors, rootless=ids.rootless),
+                *_mount_records(mounts, ids),
+            ]
+            launch.hand_over(encode(records), descriptors)
             # So that nobody waits for a monitor when its emulator has ended.
             monitor.close()
             yield Machine(launch, directory)
@@ -124,7 +142,9 @@ def _open_console(directory: Path) -> int:
     return os.open(directory / CONSOLE, flags, 0o600)
 
 
-def _configuration(directory: Path, shape: Shape, plan: Plan, doors: Iterable[str], *, rootless: bool) -> bytes:
+def _configuration(
+    directory: Path, shape: Shape, plan: Plan, doors: Iterable[str], *, rootless: bool
+) -> list[tuple[str, str]]:
     records = [("stage", str(directory / "run"))]
     records += [("bind", path) for path in machine.host_files(shape)]
     records += [("argument", argument) for argument in machine.arguments(shape, plan)]
@@ -134,7 +154,19 @@ def _configuration(directory: Path, shape: Shape, plan: Plan, doors: Iterable[st
         records.append(("user", f"{USER}:{USER}:{group}"))
     if plan.memory:
         records.append(("memory", ""))
-    return encode(records)
+    return records
+
+
+def _mount_records(mounts: Sequence[MountPlan], ids: Mapping) -> list[tuple[str, str]]:
+    """Tell the launcher what the machine's files are served from, and whose they are: the ids are a container's."""
+    if not mounts:
+        return []
+    maps = [("uid_map", ids.uid_map), ("gid_map", ids.gid_map)]
+    return maps + [(_mount_key(mount), str(mount.source)) for mount in mounts]
+
+
+def _mount_key(mount: MountPlan) -> str:
+    return "mount_ro" if mount.read_only else "mount_rw"
 
 
 def _resume_records(plan: BoxPlan) -> list[tuple[str, str]]:
@@ -147,6 +179,7 @@ def _resume_records(plan: BoxPlan) -> list[tuple[str, str]]:
         ("etc/resolv.conf", resolver_file(plan.nameserver)),
         ("etc/machine-id", f"{_machine_id(plan.box_id)}\n"),
     ]
+    records += [(_mount_key(mount), mount.target) for mount in plan.mounts]
     if plan.limits.pids is not None:
         records.append(("pids", str(plan.limits.pids)))
     return records

@@ -18,8 +18,9 @@ from hutch.engine.vm.kernel import Kernel
 from hutch.errors import EngineError
 
 PROGRAM = "qemu-system-x86_64"
-LINE_FD, FIRST_FD = 3, 10
-"""Where the emulator finds the line, and the first of the descriptors that it is given (agent/vm.c)."""
+LINE_FD, FILES_FD, FIRST_FD = 3, 4, 10
+"""Where the emulator finds the line, the files of mounts, and the first of the descriptors that it is given
+(agent/vm.c)."""
 MEMORY = "/memory"
 
 _KERNEL_LINE = (
@@ -59,12 +60,14 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What differs from machine to machine. ``memory``: ``None`` is the emulator's own, otherwise the launcher answers
     for the file; ``shared``: what the guest writes goes to it. ``frozen`` counts the images between base and disk;
-    without a disk there is a placeholder. ``incoming``: it waits for a saved state."""
+    without a disk there is a placeholder. ``mounts``: there is somebody who serves files. ``incoming``: it waits for a
+    saved state."""
 
     memory: bool = False
     shared: bool = False
     disk: bool = True
     frozen: int = 0
+    mounts: bool = False
     incoming: bool = False
 
 
@@ -119,7 +122,9 @@ def arguments(shape: Shape, plan: Plan) -> list[str]:
         *_boot(shape, plan),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=line,fd={LINE_FD}"),
-        *("-device", "virtio-serial-pci,max_ports=2", "-device", "virtserialport,nr=1,chardev=line,name=hutch"),
+        *("-chardev", f"socket,id=files,fd={FILES_FD}" if plan.mounts else "null,id=files"),
+        *("-device", "virtio-serial-pci,max_ports=3", "-device", "virtserialport,nr=1,chardev=line,name=hutch"),
+        *("-device", "virtserialport,nr=2,chardev=files,name=files"),
         *("-chardev", f"socket,id=monitor,fd={FIRST_FD},server=on,wait=off", "-mon", "chardev=monitor,mode=control"),
         *nic.ARGUMENTS,
     ]
