@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include "mainlog.h"
+#include "oom.h"
 #include "watch.h"
 
 enum {
@@ -170,6 +171,7 @@ void exec_begin(struct exec *exec)
 {
     exec_counts.started++;
     exec->state = EXEC_RUNNING;
+    exec->oom_kills = oom_kills();
     timer_init(&exec->deadline, deadline_over);
     if (exec->timeout_ms)
         timer_set(&exec->deadline, saturate(loop_now(), exec->timeout_ms));
@@ -188,6 +190,7 @@ static void exited(struct exec *exec, int status, const struct rusage *usage)
     exec->state = EXEC_EXITED;
     exec->status = WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
     exec->core_dumped = WIFSIGNALED(status) && WCOREDUMP(status);
+    exec->memory_ran_out = status != 0 && oom_kills() > exec->oom_kills;
     exec->ended_ns = unix_now_ns();
     exec->user_us = (uint64_t)usage->ru_utime.tv_sec * 1000000 + (uint64_t)usage->ru_utime.tv_usec;
     exec->system_us = (uint64_t)usage->ru_stime.tv_sec * 1000000 + (uint64_t)usage->ru_stime.tv_usec;

@@ -44,12 +44,13 @@ struct exec {
     struct exec *chain; /* hash chain */
     char id[ID_SIZE];
     enum exec_state state;
-    bool tty, has_stdin, main, timed_out, core_dumped;
+    bool tty, has_stdin, main, timed_out, core_dumped, memory_ran_out;
     bool done; /* exited and both streams at their end */
     pid_t pid;
     int32_t status;
     uint64_t started_ns, ended_ns, done_ms;
     uint64_t user_us, system_us, max_rss;
+    uint64_t oom_kills; /* in the guest, when it began */
     uint64_t timeout_ms, kill_after_ms, linger_ms;
     struct source report; /* where the child says why it could not start */
     struct timer deadline;

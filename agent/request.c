@@ -10,6 +10,7 @@
 
 #include "conn.h"
 #include "nic.h"
+#include "oom.h"
 #include "power.h"
 #include "watch.h"
 
@@ -140,9 +141,10 @@ static uint64_t count_processes(void)
 
 static void stats(struct conn *conn, const struct frame *frame)
 {
-    uint8_t payload[48], *p = put64(payload, count_processes());
+    uint8_t payload[56], *p = put64(payload, count_processes());
     p = put64(put64(p, exec_counts.started), exec_counts.failed);
-    put64(put64(put64(p, exec_counts.output_bytes), exec_counts.input_bytes), power_uptime_ms());
+    p = put64(put64(put64(p, exec_counts.output_bytes), exec_counts.input_bytes), power_uptime_ms());
+    put64(p, oom_kills());
     conn_reply(conn, frame, STATS_OK, payload, sizeof payload);
 }
 

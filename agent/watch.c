@@ -113,7 +113,7 @@ static void tell_exited(struct watcher *watcher)
     const struct exec *exec = watcher->exec;
     uint8_t payload[40] = {0};
     put32(payload, (uint32_t)exec->status);
-    payload[4] = (uint8_t)(exec->timed_out | exec->core_dumped << 1);
+    payload[4] = (uint8_t)(exec->timed_out | exec->core_dumped << 1 | exec->memory_ran_out << 2);
     put64(put64(put64(put64(payload + 8, exec->ended_ns), exec->user_us), exec->system_us), exec->max_rss);
     conn_send(watcher->conn, EXITED, 0, 0, exec->id, payload, sizeof payload);
     watcher->told = true;

@@ -87,8 +87,8 @@ def test_list_and_stats(client: Client) -> None:
     assert (state, flags, end) == (0, 2, 0) and not gone(pid)
     reply = client.request(Kind.STATS)
     assert reply.type == Kind.STATS_OK
-    processes, started, failed, output, _input, uptime = struct.unpack("<6Q", reply.payload)
-    assert processes > 1 and (started, failed, output) == (2, 0, 0) and uptime < 60_000
+    processes, started, failed, output, _input, uptime, oom_kills = struct.unpack("<7Q", reply.payload)
+    assert processes > 1 and (started, failed, output, oom_kills) == (2, 0, 0, 0) and uptime < 60_000
 
 
 def test_unknown_and_forgotten_executions(client: Client) -> None:

@@ -56,7 +56,7 @@ def test_start_failures_are_typed(client: Client, tmp_path: Path) -> None:
         assert reply.failure[0] == code and text in reply.failure[1], (number, reply.failure)
     assert records(client) == {}, "a failed start left an execution"
     assert client.start("", start_payload(["true"])).failure[0] == Fault.INVALID
-    assert struct.unpack("<6Q", client.request(Kind.STATS).payload)[1] == 0
+    assert struct.unpack("<7Q", client.request(Kind.STATS).payload)[1] == 0
 
 
 def test_a_failed_start_frees_its_id(client: Client) -> None:

@@ -168,6 +168,8 @@ class AgentStats(msgspec.Struct, frozen=True):
     output_bytes: int
     input_bytes: int
     uptime: float
+    oom_kills: int
+    """Of a VM's kernel; 0 in a container."""
 
 
 class Data(msgspec.Struct, frozen=True):
@@ -203,7 +205,8 @@ class Eof(msgspec.Struct, frozen=True):
 
 
 class Exited(msgspec.Struct, frozen=True):
-    """The process was reaped. ``oom_killed`` is added by the relay beside the box, which sees its control group."""
+    """The process was reaped. ``oom_killed``: the agent of a VM knows; of a container it is added by the relay beside
+    the box, which sees its control group."""
 
     status: int
     timed_out: bool
@@ -229,7 +232,7 @@ Answer = Hello | Started | Attached | Failed | Ok | ShmOk | Execs | AgentStats
 
 _RECORD = struct.Struct("<12sBBHIiQQ")
 _EXITED = struct.Struct("<iBxxxQQQQ")
-EXIT_FLAGS, EXIT_OOM = 4, 2
+EXIT_FLAGS, EXIT_OOM = 4, 4
 """Where the flags are in the payload of EXITED, and the one for a process that memory ran out for."""
 _U64 = struct.Struct("<Q")
 _DATA_HEAD = _U64.size
@@ -394,8 +397,8 @@ def _execs(frame: Frame) -> Execs:
 
 
 def _stats(frame: Frame) -> AgentStats:
-    processes, started, failed, out, into, uptime = struct.unpack("<QQQQQQ", frame.payload)
-    return AgentStats(processes, started, failed, out, into, uptime / 1000)
+    processes, started, failed, out, into, uptime, kills = struct.unpack("<QQQQQQQ", frame.payload)
+    return AgentStats(processes, started, failed, out, into, uptime / 1000, kills)
 
 
 def _attached(frame: Frame) -> Attached:

@@ -161,7 +161,7 @@ class Shared(Protocol):
 
 class Downward:
     """From the agent to a watcher. ``oom_killed`` is asked at the end of the execution: the one thing about it that
-    the agent does not know, and that is added to its notice."""
+    the agent of a container does not know, and that is added to its notice."""
 
     def __init__(
         self, exec_id: str, oom_killed: Callable[[], bool] = lambda: False, shared: Shared | None = None

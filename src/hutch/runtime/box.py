@@ -39,7 +39,7 @@ from hutch.runtime.lives import MAIN
 from hutch.runtime.network import BoxNetwork
 from hutch.runtime.ports import BoxPorts
 from hutch.runtime.snapshots import BoxSnapshots
-from hutch.types import BoxState, BoxStats, ExecInfo
+from hutch.types import BoxState, BoxStats, ExecInfo, Isolation
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -300,7 +300,7 @@ class LocalBox:
             memory_limit_bytes=usage.memory_limit_bytes,
             cpu_seconds=usage.cpu_seconds,
             pids=usage.pids if usage.pids is not None else answer.processes,
-            oom_kills=usage.oom_kills,
+            oom_kills=answer.oom_kills if engine.name == Isolation.VM else usage.oom_kills,
             disk_bytes=await self._runtime.disks.written(self.id),
             uptime_seconds=answer.uptime,
             commands_started=answer.started,
