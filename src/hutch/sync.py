@@ -397,6 +397,14 @@ class Box:
     def restart(self, *, timeout: float = 5.0) -> None:
         return self._portal.call(functools.partial(self._wrapped.restart, timeout=timeout))
 
+    def pause(self) -> None:
+        """Freeze the running box until `resume`. Nothing happens when it is paused."""
+        return self._portal.call(functools.partial(self._wrapped.pause))
+
+    def resume(self) -> None:
+        """Let a paused box go on. Nothing happens when it runs. Raises `InvalidStateError` when it does not."""
+        return self._portal.call(functools.partial(self._wrapped.resume))
+
     def kill(self, signum: int = 9) -> None:
         """Send a signal to the main command; SIGKILL ends the whole box. Raises `InvalidStateError` when it does not"""
         return self._portal.call(functools.partial(self._wrapped.kill, signum))

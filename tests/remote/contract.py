@@ -30,6 +30,7 @@ ELSEWHERE = {
     "test_1_8_an_abandoned_create_leaves_no_box",
     "test_3_3_what_was_released_is_reaped_and_what_never_was_is_not_found",
     "test_removing_leaves_nothing",
+    "test_a_box_whose_pauser_was_killed_can_be_resumed",
     "test_an_interrupted_restore_is_finished_once",
     "test_a_tampered_archive_is_refused_and_leaves_nothing",
     "test_volumes_are_shared_and_outlive_boxes",

@@ -60,6 +60,7 @@ ON_VMS_TOO = {
     "test_4_6_hangup_and_interrupt_reach_the_terminal",
     "test_a_box_that_was_killed_from_outside_is_marked_with_the_reason",
     "test_a_clone_has_the_files_and_goes_its_own_way",
+    "test_a_paused_box_stands_still_until_it_is_resumed",
     "test_export_and_import",
     "test_host_folders_read_only_and_writable",
     "test_main_command_logs_and_exit_code",

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ import pytest
 from hutch.errors import AlreadyExistsError, HutchError, InvalidArgumentError, InvalidStateError, NotFoundError
 from hutch.runtime.home import new_id
 from hutch.runtime.runtime import LocalRuntime
+from hutch.types import BoxState
 from tests.runtime.conftest import IMAGE
-from tests.runtime.helpers import in_time, sh, until
+from tests.runtime.helpers import Sink, in_time, sh, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -311,3 +313,58 @@ def _in_namespace(namespace: str) -> list[str]:
         except OSError:
             continue
     return found
+
+
+async def test_a_paused_box_stands_still_until_it_is_resumed(runtime: LocalRuntime, box: LocalBox) -> None:
+    ticks = Sink()
+    await box.exec(*sh("while :; do echo tick; sleep 0.02; done"), stdout=ticks)
+    with in_time():
+        await ticks.called.wait()
+    for _ in range(2):
+        await box.pause()
+    assert [info.state for info in await runtime.list()] == [BoxState.PAUSED]
+    for use in (box.run("true"), box.files.read("/etc/hostname"), box.executions(), box.start()):
+        with pytest.raises(InvalidStateError, match="paused"):
+            await use
+    await box.snapshots.create("still")
+    assert (await box.info()).state is BoxState.PAUSED
+    before = len(ticks.data)
+    await anyio.sleep(0.5)  # nothing happens, which gives no event
+    assert len(ticks.data) == before
+    for _ in range(2):
+        await box.resume()
+    await until(lambda: len(ticks.data) > before)
+    assert abs(int((await box.run("date", "+%s")).text) - time.time()) < 2
+    await box.pause()
+    with in_time():
+        await box.stop(timeout=2)
+    assert (await box.info()).state is BoxState.STOPPED
+    with pytest.raises(InvalidStateError, match="does not run"):
+        await box.pause()
+    await box.start()
+    assert (await box.run("echo", "again")).text == "again\n"
+    await box.pause()
+    with in_time(4):
+        await box.remove(force=True)
+
+
+PAUSER = """
+import sys, anyio, hutch
+async def main():
+    async with hutch.Runtime.local(sys.argv[1]) as runtime:
+        await (await runtime.get(sys.argv[2])).pause()
+        print("paused", flush=True)
+        await anyio.sleep_forever()
+anyio.run(main)
+"""
+
+
+async def test_a_box_whose_pauser_was_killed_can_be_resumed(home: Path, box: LocalBox) -> None:
+    with subprocess.Popen([sys.executable, "-c", PAUSER, str(home), box.id], stdout=subprocess.PIPE) as pauser:
+        assert pauser.stdout is not None
+        assert await anyio.to_thread.run_sync(pauser.stdout.readline) == b"paused\n"
+        pauser.kill()
+    with pytest.raises(InvalidStateError, match="paused"):
+        await box.run("true")
+    await box.resume()
+    assert (await box.run("echo", "resumed")).text == "resumed\n"

@@ -182,6 +182,8 @@ BOX_COMMANDS = (
     Command("start", "Boxes", "Start boxes", "boxes:start", (BOXES,)),
     Command("stop", "Boxes", "Stop boxes; their files stay", "boxes:stop", (BOXES,), (GRACE,)),
     Command("restart", "Boxes", "Stop boxes and start them again", "boxes:restart", (BOXES,), (GRACE,)),
+    Command("pause", "Boxes", "Freeze boxes with all that runs in them", "boxes:pause", (BOXES,)),
+    Command("resume", "Boxes", "Let paused boxes go on", "boxes:resume", (BOXES,), aliases=("unpause",)),
     Command(
         "kill",
         "Boxes",

@@ -1,4 +1,4 @@
-"""ls, inspect, start, stop, restart, kill, rm, logs."""
+"""ls, inspect, start, stop, restart, pause, resume, kill, rm, logs."""
 
 from __future__ import annotations
 
@@ -82,6 +82,16 @@ async def stop(session: Session, args: Arguments) -> int:
 async def restart(session: Session, args: Arguments) -> int:
     """Restart boxes."""
     return await _each(session, args.box, lambda box: box.restart(timeout=args.timeout))
+
+
+async def pause(session: Session, args: Arguments) -> int:
+    """Freeze boxes."""
+    return await _each(session, args.box, lambda box: box.pause())
+
+
+async def resume(session: Session, args: Arguments) -> int:
+    """Let paused boxes go on."""
+    return await _each(session, args.box, lambda box: box.resume())
 
 
 async def kill(session: Session, args: Arguments) -> int:

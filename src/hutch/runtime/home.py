@@ -89,6 +89,10 @@ class Home(msgspec.Struct, frozen=True):
         """The folder of a box."""
         return self.boxes / box_id
 
+    def pause_mark(self, box_id: str) -> Path:
+        """A file that exists while the box is to stay frozen."""
+        return self.box(box_id) / "paused"
+
     def disk(self, name: str) -> Path:
         """A frozen layer."""
         return self.disks / name

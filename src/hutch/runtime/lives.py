@@ -122,7 +122,7 @@ class Lives:
         """`refresh` for a record that has just been read."""
         if record.state not in ALIVE:
             return record
-        if record.state is not BoxState.PAUSED and self._observe(record).running:
+        if (record.state is not BoxState.PAUSED or self._stays_paused(record.id)) and self._observe(record).running:
             return record
         async with self.holding(record.id) as current:
             return current
@@ -138,8 +138,10 @@ class Lives:
     # Start and stop.
 
     async def start(self, box_id: str) -> None:
-        """Start a box and its main command. Nothing happens when it runs."""
+        """Start a box and its main command. Nothing happens when it runs. Raises `InvalidStateError` when it is
+        paused."""
         async with self.holding(box_id) as record:
+            self._check_not_paused(record)
             await self._start(record, _unwatched)
 
     async def start_watched(self, box_id: str, watch: MainWatcher) -> None:
@@ -158,8 +160,28 @@ class Lives:
             record = self._follow(record, Event.STOP)
             with anyio.CancelScope(shield=True):
                 if grace > 0:
+                    if self._stays_paused(box_id):
+                        with contextlib.suppress(HutchError):
+                            await self._engines.of(record).thaw(self._home.box(box_id))
                     await self._ask_to_stop(record, grace)
                 await self._engines.of(record).kill(self._home.box(box_id))
+                await self._observed(record)
+
+    async def pause(self, box_id: str) -> None:
+        """Freeze a running box until `resume`, whoever asks for that. Nothing happens when it is paused. Raises
+        `InvalidStateError` when it does not run."""
+        async with self.holding_still(box_id) as (record, running):
+            if not running:
+                raise InvalidStateError(f"box {_name(record)} does not run ({record.state})")
+            self._home.pause_mark(box_id).touch()
+
+    async def resume(self, box_id: str) -> None:
+        """Let a paused box go on. Nothing happens when it runs. Raises `InvalidStateError` when it does not."""
+        async with self.holding(box_id) as record:
+            if record.state not in ALIVE:
+                raise InvalidStateError(f"box {_name(record)} does not run ({record.state})")
+            self._home.pause_mark(box_id).unlink(missing_ok=True)
+            with anyio.CancelScope(shield=True):
                 await self._observed(record)
 
     async def detach(self, box_id: str) -> None:
@@ -231,7 +253,8 @@ class Lives:
                 return
             directory = self._home.box(box_id)
             # The record first: should we die while it is frozen, whoever holds the box next sets it going again.
-            record = self._save(record, Event.PAUSE)
+            if record.state is not BoxState.PAUSED:
+                record = self._save(record, Event.PAUSE)
             try:
                 await self._engines.of(record).freeze(directory)
                 yield record, True
@@ -258,11 +281,13 @@ class Lives:
         Raises `StoppedError`, `InvalidStateError` or `NotFoundError` as the box's state demands.
         """
         if (channel := self.open_channel(box_id)) is not None:
+            self._check_not_paused(self.settings(box_id))
             return channel
         async with self._connecting.setdefault(box_id, anyio.Lock()):
             if (channel := self.open_channel(box_id)) is not None:
                 return channel
             record = await self.refresh(box_id)
+            self._check_not_paused(record)
             match lifecycle.use(record.state, job=record.command is not None, auto_resume=record.spec.auto_resume):
                 case Use.GO:
                     pass
@@ -441,13 +466,14 @@ class Lives:
             return record
         # One that is being stopped while nobody holds it was left by a process that died: its stop is finished here.
         if engine.observe(directory).running and record.state is not BoxState.STOPPING:
-            if record.state is BoxState.PAUSED:
+            if record.state is BoxState.PAUSED and not self._stays_paused(record.id):
                 await engine.thaw(directory)
                 record = self._save(record, Event.RESUME)
             return record
         words = engine.last_words(directory)
         with anyio.CancelScope(shield=True):
             await engine.kill(directory)
+        self._home.pause_mark(record.id).unlink(missing_ok=True)
         self.drop_channel(record.id)
         self.started.discard(record.id)
         ended = logs.exit_record(directory)
@@ -461,6 +487,14 @@ class Lives:
         if words:
             values["reason"] += f"; its console said: {words}"
         return self._follow(record, Event.DIED, **values)
+
+    def _stays_paused(self, box_id: str) -> bool:
+        """Whether somebody wants the box to be frozen, beyond the moment of a copy."""
+        return self._home.pause_mark(box_id).exists()
+
+    def _check_not_paused(self, record: BoxRecord) -> None:
+        if self._stays_paused(record.id):
+            raise InvalidStateError(f"box {_name(record)} is paused; resume it")
 
     def _observe(self, record: BoxRecord) -> Observed:
         return self._engines.of(record).observe(self._home.box(record.id))

@@ -259,7 +259,10 @@ class Box(Protocol):
     async def info(self) -> BoxInfo: ...
 
     async def start(self) -> None:
-        """Start the box (and its main command). Nothing happens when it runs."""
+        """Start the box (and its main command). Nothing happens when it runs.
+
+        Raises `InvalidStateError` when it is paused.
+        """
 
     async def start_attached(
         self, *, rows: int = 24, cols: int = 80, stdout: Sink | None = None, stderr: Sink | None = None
@@ -275,6 +278,18 @@ class Box(Protocol):
         does not run."""
 
     async def restart(self, *, timeout: float = 5.0) -> None: ...
+
+    async def pause(self) -> None:
+        """Freeze the running box until `resume`. Nothing happens when it is paused.
+
+        Commands and file operations are refused meanwhile (`InvalidStateError`); snapshots, clones, `stop` and
+        `remove` work. It stays paused when this process ends, unless the box ends with it.
+
+        Raises `InvalidStateError` when the box does not run, `UnsupportedError` where nothing can freeze it.
+        """
+
+    async def resume(self) -> None:
+        """Let a paused box go on. Nothing happens when it runs. Raises `InvalidStateError` when it does not."""
 
     async def kill(self, signum: int = 9) -> None:
         """Send a signal to the main command; SIGKILL ends the whole box. Raises `InvalidStateError` when it does not

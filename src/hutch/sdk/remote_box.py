@@ -108,6 +108,14 @@ class RemoteBox(WatchedBox):
         await self.stop(timeout=timeout)
         await self.start()
 
+    async def pause(self) -> None:
+        """Freeze the box until `resume`. See `hutch.sdk.base.Box.pause`."""
+        await self._post("pause")
+
+    async def resume(self) -> None:
+        """Let a paused box go on."""
+        await self._post("resume")
+
     async def kill(self, signum: int = 9) -> None:
         """Send a signal to the main command; SIGKILL ends the whole box."""
         check_whole("signal", signum, 1, 64)

@@ -65,6 +65,8 @@ def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
         route("DELETE", box, x.remove, "Remove a box", gives=NoneType, query=("force?",)),
         route("POST", f"{box}/start", x.start, "Start a box", takes=wire.StartBody, gives=NoneType),
         route("POST", f"{box}/stop", x.stop, "Stop a box", takes=wire.StopBody, gives=NoneType),
+        route("POST", f"{box}/pause", x.pause, "Freeze a box", gives=NoneType),
+        route("POST", f"{box}/resume", x.resume, "Let a paused box go on", gives=NoneType),
         route("POST", f"{box}/kill", x.kill, "Signal the main command", takes=wire.SignalBody, gives=NoneType),
         route("POST", f"{box}/detach", x.detach, "Let a box outlive its maker", gives=NoneType),
         route("POST", f"{box}/clone", x.clone, "Copy a box", takes=wire.NameBody, gives=info),
@@ -197,6 +199,14 @@ class _Extra:
 
     async def stop(self, call: Call) -> object:
         await (await self._box(call)).stop(timeout=wire.loads(call.body, wire.StopBody).timeout)
+        return None
+
+    async def pause(self, call: Call) -> object:
+        await (await self._box(call)).pause()
+        return None
+
+    async def resume(self, call: Call) -> object:
+        await (await self._box(call)).resume()
         return None
 
     async def update_network(self, call: Call) -> object:

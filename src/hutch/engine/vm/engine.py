@@ -206,14 +206,14 @@ class VmEngine:
         with anyio.CancelScope(shield=True):
             if self.observe(directory).running:
                 with contextlib.suppress(HutchError):
-                    await self._sync(directory)
+                    if await self._runs(directory):  # otherwise it was frozen, and has written all
+                        await self._sync(directory)
             await self._end(directory)
 
     async def freeze(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.freeze`. Its disk is complete meanwhile."""
-        async with qmp.monitor(directory) as monitor:
-            if not await monitor.running():
-                return
+        if not await self._runs(directory):
+            return
         await self._sync(directory)
         async with qmp.monitor(directory) as monitor:
             await monitor.command("stop")
@@ -280,6 +280,11 @@ class VmEngine:
         entry = record.read(directory)
         if entry is not None and entry.process is not None and not await entry.process.kill(KILL_SECONDS):
             raise EngineError(f"process {entry.process.pid} of the box in {directory} does not end")
+
+    async def _runs(self, directory: Path) -> bool:
+        """Whether the guest's processors run. Raises `UpstreamUnavailableError`, `EngineError`."""
+        async with qmp.monitor(directory, seconds=SYNC_SECONDS) as monitor:
+            return await monitor.running()
 
     async def _sync(self, directory: Path) -> None:
         """Let the guest write to its disk all that its programs have written. Raises `UpstreamUnavailableError`."""
