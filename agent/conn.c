@@ -378,6 +378,15 @@ void conn_unblock(void)
         entry(it, struct conn, link)->blocked = false;
 }
 
+void conn_lose_all(void)
+{
+    list_each(it, &conns) {
+        struct conn *conn = entry(it, struct conn, link);
+        conn->number = 0;
+        conn_close(conn);
+    }
+}
+
 void conn_listen(int fd)
 {
     timer_init(&accept_retry, accept_again);

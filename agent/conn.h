@@ -31,6 +31,7 @@ struct conn *conn_open(uint16_t number, uint32_t credit);
 struct conn *conn_find(uint16_t number);
 void conn_receive(struct conn *conn, const uint8_t *bytes, size_t size);
 void conn_unblock(void);
+void conn_lose_all(void); /* their other ends are gone, and so is who could be told */
 
 void conn_close(struct conn *conn);
 

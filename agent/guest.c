@@ -4,6 +4,7 @@
  * box. Then the host resumes it with what makes the box: entropy, time, names; only now the driver takes the disks. */
 #define _GNU_SOURCE
 #include "agent.h"
+#include "hold.h"
 #include "launch.h"
 #include "mainlog.h"
 #include "nic.h"
@@ -35,6 +36,7 @@ static const char DRIVERS[] = "/sys/bus/virtio";
 static unsigned long kernel_threads;
 static struct bind *mounts;
 static size_t mount_count;
+static bool settled; /* in the root of the box */
 
 static void report(const char *text, size_t length)
 {
@@ -272,30 +274,39 @@ static void take_record(const char *key, const char *value)
     } else if (!strncmp(key, "etc/", 4)) {
         char path[64];
         snprintf(path, sizeof path, "/etc/%.40s", key + 4);
-        write_text(path, value, true);
+        write_text(path, value, !settled); /* later the box may have done to it what it likes */
     } else {
         errno = 0;
         launch_fail_about("unknown configuration key", key);
     }
 }
 
+void guest_become(char *records, size_t length)
+{
+    const char *key, *value;
+    char *end = records + length;
+    void (*before)(const char *text, size_t length) = launch_failed;
+    launch_failed = report;
+    errno = 0;
+    if (length == 0 || end[-1] != 0)
+        launch_fail("receiving the configuration");
+    while (config_next(&records, end, &key, &value))
+        take_record(key, value);
+    launch_failed = before;
+}
+
 static void resume(void)
 {
     struct line_frame frame;
-    const char *key, *value;
     do
         port_read(&frame);
     while (frame.type != LINE_RESUME);
-    errno = 0;
-    if (frame.length == 0 || frame.payload[frame.length - 1] != 0)
-        launch_fail("receiving the configuration");
     mkdir("/etc", 0755);
-    char *rest = (char *)frame.payload;
-    while (config_next(&rest, (char *)frame.payload + frame.length, &key, &value))
-        take_record(key, value);
+    guest_become((char *)frame.payload, frame.length);
     guest_bind(DISK, "virtio_blk", true);
     mount_shares(); /* while the devices are still here */
     mount_root();
+    settled = true;
 }
 
 /* What was written must be on the disk before the host ends the machine, which it does at once. */
@@ -319,6 +330,7 @@ int cmd_init(int argc, char **argv)
     launch_failed = report;
     umask(022);
     mount_system();
+    hold_prepare();
     load_modules("/modules/first");
     int fd = find_port(1);
     if (fd < 0)

@@ -52,21 +52,26 @@ static off_t console_size;
 static char tail[TAIL];
 static size_t tail_size;
 static bool committed, off, ended, expired;
+/* Who is about to fork the machine: until that client speaks or goes, the guest gets no more than so many bytes of `out`. */
+static struct client *holder;
+static size_t passing;
 
 /* Towards the guest. */
 
 static void flush_line(void)
 {
-    while (out_size > 0) {
-        ssize_t sent = send(line.fd, out + out_start, out_size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    size_t size;
+    while ((size = holder ? passing : out_size) > 0) {
+        ssize_t sent = send(line.fd, out + out_start, size, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (sent <= 0)
             break;
         out_start += (size_t)sent;
         out_size -= (size_t)sent;
+        passing -= holder ? (size_t)sent : 0;
     }
     if (out_size == 0)
         out_start = 0;
-    source_watch(&line, EPOLLIN | (out_size ? EPOLLOUT : 0));
+    source_watch(&line, EPOLLIN | (size ? EPOLLOUT : 0));
 }
 
 static uint8_t *room(size_t size)
@@ -93,6 +98,8 @@ static void close_client(struct client *client, bool tell)
 {
     if (tell)
         tell_guest(LINE_CLOSE, client->number, NULL, 0);
+    if (client == holder)
+        holder = NULL;
     source_close(&client->source);
     free(client->out);
     list_remove(&client->link);
@@ -102,7 +109,7 @@ static void close_client(struct client *client, bool tell)
 
 static void watch_client(struct client *client)
 {
-    uint32_t events = client->leaving || out_size >= OUT_FULL ? 0 : EPOLLIN;
+    uint32_t events = client->leaving || (out_size >= OUT_FULL && client != holder) ? 0 : EPOLLIN;
     source_watch(&client->source, events | (client->out_size ? EPOLLOUT : 0));
 }
 
@@ -193,6 +200,8 @@ static bool receive(struct client *client)
 static void client_ready(struct source *source, uint32_t events)
 {
     struct client *client = entry(source, struct client, source);
+    if (client == holder && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)))
+        holder = NULL;
     if ((events & EPOLLOUT) && !flush_client(client))
         return;
     if (client->leaving) {
@@ -258,6 +267,17 @@ static void fail(char kind, const char *text, size_t size)
         launch_tell(message, (size_t)snprintf(message, sizeof message, "%c%.*s", kind, (int)size, text), -1);
 }
 
+/* What follows HELD waits. GO is the first of it. */
+static void hold(struct client *client)
+{
+    if (holder || !room(2 * LINE_HEADER))
+        return;
+    tell_guest(LINE_HELD, 0, NULL, 0);
+    passing = out_size;
+    tell_guest(LINE_GO, 0, NULL, 0);
+    holder = client;
+}
+
 static void act(const struct line_frame *frame)
 {
     struct client *client = frame->number ? find(frame->number) : NULL;
@@ -268,6 +288,8 @@ static void act(const struct line_frame *frame)
     } else if (client && frame->type == LINE_CLOSE) {
         client->leaving = true;
         flush_client(client);
+    } else if (client && frame->type == LINE_HOLD) {
+        hold(client);
     } else if (frame->number) {
         return;
     } else if (frame->type == LINE_READY && !committed) {

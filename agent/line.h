@@ -18,6 +18,7 @@ enum {
 enum line_type {
     LINE_OPEN = 1, LINE_CLOSE, LINE_DATA, LINE_CREDIT_MORE, /* of a connection */
     LINE_READY = 16, LINE_RESUME, LINE_UP, LINE_FAILED, LINE_LOG, LINE_EXIT, LINE_OFF,
+    LINE_HOLD = 32, LINE_HELD, LINE_GO, /* around a fork of the machine */
 };
 
 struct line_frame {

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "hold.h"
 #include "line.h"
 
 enum { TURN_READS = 8 };
@@ -119,6 +120,8 @@ static void act(const struct line_frame *frame)
     if (frame->type == LINE_OPEN) {
         if (!conn_open(frame->number, LINE_CREDIT))
             port_tell(LINE_CLOSE, frame->number, NULL, 0);
+    } else if (frame->type == LINE_HELD) {
+        hold();
     } else if (!conn) {
         return; /* closed meanwhile */
     } else if (frame->type == LINE_CLOSE) {

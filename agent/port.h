@@ -20,7 +20,7 @@ void port_serve(void);
 /* A frame of our own; waits for room: the keeper always reads. */
 void port_tell(uint8_t type, uint16_t number, const void *payload, size_t size);
 
-/* Read one frame while the loop does not run yet. The payload stands until the next call. */
+/* Read one frame while the loop does not run. The payload stands until the next call. */
 void port_read(struct line_frame *frame);
 
 /* Send bytes of a connection as sendmsg would: what was taken, or -1 with EAGAIN. */

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "conn.h"
+#include "hold.h"
 #include "nic.h"
 #include "oom.h"
 #include "power.h"
@@ -231,6 +232,7 @@ bool request_handle(struct conn *conn, const struct frame *frame)
     case SYNC: sync_disk(conn, frame); break;
     case CLOCK: set_clock(conn, frame); break;
     case NETWORK: network(conn, frame); break;
+    case HOLD: hold_ask(conn, frame); break;
     case PING: conn_reply(conn, frame, PONG, frame->payload, frame->length); break;
     }
     return true;

@@ -514,6 +514,10 @@ class Box:
         """Make a new, stopped box with a copy of this one's disk and configuration."""
         return Box(self._portal, self._portal.call(functools.partial(self._wrapped.clone, name)))
 
+    def fork(self, name: str | None = None) -> Box:
+        """Make a new box that goes on where this running VM is, with its memory, processes and disk."""
+        return Box(self._portal, self._portal.call(functools.partial(self._wrapped.fork, name)))
+
     def export(self, path: str | Path) -> None:
         """Write the box (disk, configuration, image) to an archive file."""
         return self._portal.call(functools.partial(self._wrapped.export, path))

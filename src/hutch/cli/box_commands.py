@@ -253,6 +253,14 @@ BOX_COMMANDS = (
         (Option("--name", "NAME", "name of the new box"),),
     ),
     Command(
+        "fork",
+        "Boxes",
+        "Make a copy of a running VM that goes on with all its processes, and print its id",
+        "files:fork",
+        (BOX,),
+        (Option("--name", "NAME", "name of the new box"),),
+    ),
+    Command(
         "export",
         "Boxes",
         "Write a box (disk, configuration, image) to an archive",

@@ -1,4 +1,4 @@
-"""cp, clone, export, import: files and whole boxes."""
+"""cp, clone, fork, export, import: files and whole boxes."""
 
 from __future__ import annotations
 
@@ -40,6 +40,15 @@ async def clone(session: Session, args: Arguments) -> int:
     """Copy a box."""
     async with session.runtime() as runtime:
         box = await (await runtime.get(args.box)).clone(args.name)
+        output.line(box.id)
+    return 0
+
+
+async def fork(session: Session, args: Arguments) -> int:
+    """Fork a box."""
+    async with session.runtime() as runtime:
+        box = await (await runtime.get(args.box)).fork(args.name)
+        await box.detach()
         output.line(box.id)
     return 0
 

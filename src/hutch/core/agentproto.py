@@ -45,6 +45,7 @@ class Request(enum.IntEnum):
     SYNC = 16
     CLOCK = 17
     NETWORK = 18
+    HOLD = 19
 
 
 class Reply(enum.IntEnum):
@@ -333,7 +334,7 @@ def poweroff(grace: float, signum: int, *, req: int) -> bytes:
 
 
 def simple(kind: Request, *, req: int, exec_id: str = "", stream: int = 0) -> bytes:
-    """Encode a request without payload (LIST, FORGET, STATS, SHM, PING)."""
+    """Encode a request without payload (LIST, FORGET, STATS, SHM, PING, SYNC, HOLD)."""
     return encode(kind, req=req, exec_id=exec_id, stream=stream)
 
 

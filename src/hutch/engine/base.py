@@ -26,8 +26,13 @@ class Capability(enum.StrEnum):
     """What an engine can do beyond the minimum."""
 
     PAUSE = "pause"
+    FORK = "fork"
+    """The memory of a running box can be saved, and another box go on from there."""
     SHARED_MEMORY = "shared_memory"
     """The channel passes descriptors, so output can be read from shared memory."""
+
+
+NO_FORK = "containers cannot be forked while they run; use isolation 'vm', or clone the box: that copies its disk"
 
 
 class Upper(enum.Enum):
@@ -72,6 +77,9 @@ class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[MountPlan, ...] = ()
     nameserver: str = ""
     """Which the box asks for names; empty: none. Nobody answers there until the box has a network."""
+    saved: Path | None = None
+    """A file that `Engine.save` has written. The box goes on from there, processes and all, on the disk that the other
+    had then, instead of starting afresh."""
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +159,11 @@ class Engine(Protocol):
 
     async def thaw(self, directory: Path) -> None:
         """Undo `freeze`. Idempotent."""
+
+    async def save(self, directory: Path, target: Path) -> None:
+        """Freeze a running box and write its memory to a file that does not exist yet, for `BoxPlan.saved`. Undo it by
+        `thaw`, also after a failure. Raises `UnsupportedError` without `Capability.FORK`, `EngineError`,
+        `StorageError`."""
 
     def usage(self, directory: Path) -> Usage:
         """Measure. Cheap; all fields ``None`` for a box that does not run."""

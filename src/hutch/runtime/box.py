@@ -333,6 +333,10 @@ class LocalBox:
         """Make a new, stopped box with a copy of this one's disk and configuration."""
         return await self._runtime.clone(self.id, name)
 
+    async def fork(self, name: str | None = None) -> LocalBox:
+        """Make a new box that goes on where this one is. See `hutch.sdk.base.Box.fork`."""
+        return await self._runtime.fork(self.id, name)
+
     async def export(self, path: str | Path) -> None:
         """Write the box (disk, configuration, image) to an archive file."""
         await self._runtime.export(self.id, path)

@@ -89,6 +89,10 @@ class Home(msgspec.Struct, frozen=True):
         """The folder of a box."""
         return self.boxes / box_id
 
+    def saved_memory(self, box_id: str) -> Path:
+        """The memory from which a box goes on when it is started next; usually there is none."""
+        return self.box(box_id) / "memory"
+
     def pause_mark(self, box_id: str) -> Path:
         """A file that exists while the box is to stay frozen."""
         return self.box(box_id) / "paused"

@@ -245,18 +245,22 @@ class Lives:
             yield record
 
     @contextlib.asynccontextmanager
-    async def holding_still(self, box_id: str) -> AsyncIterator[tuple[BoxRecord, bool]]:
-        """Hold the lock of a box whose processes, if it runs, are frozen meanwhile. Yields (record, runs)."""
+    async def holding_still(self, box_id: str, *, memory: Path | None = None) -> AsyncIterator[tuple[BoxRecord, bool]]:
+        """Hold the lock of a box whose processes, if it runs, are frozen meanwhile. Yields (record, runs).
+        ``memory``: a file into which the memory of a running box is saved; raises `InvalidStateError` when it is
+        paused."""
         async with self.holding(box_id) as record:
             if record.state not in ALIVE:
                 yield record, False
                 return
-            directory = self._home.box(box_id)
+            engine, directory = self._engines.of(record), self._home.box(box_id)
+            if memory is not None:
+                self._check_not_paused(record)
             # The record first: should we die while it is frozen, whoever holds the box next sets it going again.
             if record.state is not BoxState.PAUSED:
                 record = self._save(record, Event.PAUSE)
             try:
-                await self._engines.of(record).freeze(directory)
+                await (engine.freeze(directory) if memory is None else engine.save(directory, memory))
                 yield record, True
             finally:
                 with anyio.CancelScope(shield=True):
@@ -380,7 +384,7 @@ class Lives:
             if record.sealed:
                 await self._connect(record.id)
                 await self.prepare(record)
-            if record.command is not None:
+            if record.command is not None and plan.saved is None:
                 await self._start_main(record, watch)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
@@ -392,6 +396,8 @@ class Lives:
                     self.started.discard(record.id)
                     self._store.save_box(before)
             raise
+        finally:
+            self._home.saved_memory(record.id).unlink(missing_ok=True)
 
     async def _start_main(self, record: BoxRecord, watch: MainWatcher) -> None:
         channel = await self._connect(record.id)
@@ -428,6 +434,7 @@ class Lives:
             nameserver=GATEWAY_ADDRESS,
             limits=record.spec.limits,
             mounts=tuple(self._mount(record, index) for index in range(len(record.spec.mounts))),
+            saved=saved if (saved := self._home.saved_memory(record.id)).exists() else None,
         )
 
     def _mount(self, record: BoxRecord, index: int) -> MountPlan:

@@ -15,6 +15,7 @@ import msgspec
 
 from hutch.core import agentproto as proto
 from hutch.core import ids, lifecycle
+from hutch.engine.base import NO_FORK, Capability
 from hutch.errors import (
     AlreadyExistsError,
     HutchError,
@@ -23,6 +24,7 @@ from hutch.errors import (
     NotFoundError,
     RuntimeClosedError,
     StorageError,
+    UnsupportedError,
 )
 from hutch.host.files import locked
 from hutch.host.netns import nft
@@ -268,6 +270,50 @@ class LocalRuntime:
                 disks=disks,
             )
             self._add(copy)
+        return self._handle(copy)
+
+    async def fork(self, box_id: str, name: str | None) -> LocalBox:
+        """Make a new box that goes on, memory and all, where a running one is."""
+        self._check_open()
+        if name is not None:
+            ids.check_name(name)
+            if self.store.has_box_named(name):
+                raise AlreadyExistsError(f"a box named {name!r} exists already")
+        parent = self.lives.record(box_id)
+        if Capability.FORK not in self.engines.of(parent).capabilities:
+            raise UnsupportedError(NO_FORK)
+        if parent.spec.mounts:
+            raise UnsupportedError("a box with mounts cannot be forked: both would write to them unawares; clone it")
+        child = new_id()
+        memory = self.home.saved_memory(child)
+        # Until it has a record, the lock alone keeps others from clearing the new box away.
+        async with self.disks.using(), locked(self.home.lock(child), timeout=1.0):
+            memory.parent.mkdir(mode=0o711)
+            try:
+                async with self.lives.holding_still(box_id, memory=memory) as (record, running):
+                    if not running:
+                        raise InvalidStateError(
+                            f"box {record.spec.name or record.id} does not run ({record.state}); clone it"
+                        )
+                    disks = await self.disks.capture(record, running=True)
+                copy = msgspec.structs.replace(
+                    self._unstarted(record, time.time()),
+                    id=child,
+                    spec=msgspec.structs.replace(record.spec, name=name),
+                    disks=disks,
+                )
+                self._add(copy)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self.engines.container.remove_tree(memory.parent)
+                    self.home.lock(child).unlink(missing_ok=True)
+                raise
+        try:
+            await self.lives.start(child)
+        except BaseException:
+            with anyio.CancelScope(shield=True), contextlib.suppress(HutchError):
+                await self.remove(child, force=True)
+            raise
         return self._handle(copy)
 
     async def export(self, box_id: str, path: str | Path) -> None:

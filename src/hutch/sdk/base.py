@@ -356,6 +356,17 @@ class Box(Protocol):
     async def clone(self, name: str | None = None) -> Box:
         """Make a new, stopped box with a copy of this one's disk and configuration."""
 
+    async def fork(self, name: str | None = None) -> Box:
+        """Make a new box that goes on where this running VM is, with its memory, processes and disk.
+
+        This one stands still for the moment of the copy. In the new one commands that run here run on under the same
+        ids (`attach`), with connections of their own; the clock, the host's name, ``/etc/machine-id`` and the kernel's
+        entropy are made anew before anything runs.
+
+        Raises `UnsupportedError` for containers and for boxes with mounts, `InvalidStateError` when the box does not
+        run or is paused.
+        """
+
     async def export(self, path: str | Path) -> None:
         """Write the box (disk, configuration, image) to an archive file."""
 

@@ -272,6 +272,10 @@ class RemoteBox(WatchedBox):
         """Make a new, stopped box with a copy of this one's disk and configuration."""
         return self._runtime.handle(await self._http.call("POST", f"{self.path}/clone", BoxInfo, NameBody(name=name)))
 
+    async def fork(self, name: str | None = None) -> RemoteBox:
+        """Make a new box that goes on where this one is. See `hutch.sdk.base.Box.fork`."""
+        return self._runtime.handle(await self._http.call("POST", f"{self.path}/fork", BoxInfo, NameBody(name=name)))
+
     async def export(self, path: str | Path) -> None:
         """Write the box (disk, configuration, image) to an archive file."""
         target = check_path("the archive", path)

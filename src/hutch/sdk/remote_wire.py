@@ -77,7 +77,7 @@ class SignalBody(Body, frozen=True, kw_only=True):
 
 
 class NameBody(Body, frozen=True, kw_only=True):
-    """``POST …/clone``, ``…/snapshots``, ``…/restore``, ``/volumes``."""
+    """``POST …/clone``, ``…/fork``, ``…/snapshots``, ``…/restore``, ``/volumes``."""
 
     name: str | None = None
 

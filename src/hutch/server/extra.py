@@ -70,6 +70,7 @@ def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
         route("POST", f"{box}/kill", x.kill, "Signal the main command", takes=wire.SignalBody, gives=NoneType),
         route("POST", f"{box}/detach", x.detach, "Let a box outlive its maker", gives=NoneType),
         route("POST", f"{box}/clone", x.clone, "Copy a box", takes=wire.NameBody, gives=info),
+        route("POST", f"{box}/fork", x.fork, "Copy a running box, memory and all", takes=wire.NameBody, gives=info),
         route(
             "POST",
             f"{box}/network",
@@ -227,6 +228,11 @@ class _Extra:
 
     async def clone(self, call: Call) -> object:
         made = await (await self._box(call)).clone(wire.loads(call.body, wire.NameBody).name)
+        await made.detach()
+        return await self._made(made)
+
+    async def fork(self, call: Call) -> object:
+        made = await (await self._box(call)).fork(wire.loads(call.body, wire.NameBody).name)
         await made.detach()
         return await self._made(made)
 

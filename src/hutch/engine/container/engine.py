@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from hutch.engine import record, trees
-from hutch.engine.base import BoxPlan, Capability, Observed, Started, Upper, Usage
+from hutch.engine.base import NO_FORK, BoxPlan, Capability, Observed, Started, Upper, Usage
 from hutch.engine.container import upper
 from hutch.engine.container.launch import configuration
 from hutch.engine.launcher import Launch, check_plan, open_logs
@@ -146,6 +146,10 @@ class ContainerEngine:
     async def thaw(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.thaw`."""
         await self._set_frozen(directory, False)
+
+    async def save(self, directory: Path, target: Path) -> None:
+        """See `hutch.engine.base.Engine.save`: processes of the host's kernel cannot be saved."""
+        raise UnsupportedError(NO_FORK)
 
     async def _set_frozen(self, directory: Path, frozen: bool) -> None:
         entry = record.read(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,17 @@ from hutch.engine.base import BoxPlan, Capability, Observed, Started, Upper, Usa
 from hutch.engine.launcher import BoxFault, check_plan
 from hutch.engine.vm import disk, machine, nic, qmp
 from hutch.engine.vm.kernel import Kernels
-from hutch.engine.vm.launch import CONSOLE, Files, launching
+from hutch.engine.vm.launch import CONSOLE, MOVE_SECONDS, Files, launching
 from hutch.engine.vm.machine import Plan, Shape
 from hutch.engine.vm.template import BOOT_SECONDS, Templates, boot_seconds
-from hutch.errors import EngineError, HutchError, InvalidStateError, NetworkError, UpstreamUnavailableError
+from hutch.errors import (
+    EngineError,
+    HutchError,
+    InvalidStateError,
+    NetworkError,
+    StorageError,
+    UpstreamUnavailableError,
+)
 from hutch.host import kvm
 from hutch.host.binary import agent_path
 from hutch.host.cgroup import Group
@@ -28,10 +36,8 @@ from hutch.types import Limits, Progress
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-
-    from hutch.engine.vm.template import Template
 
 log = logging.getLogger("hutch.engine.vm")
 
@@ -49,7 +55,7 @@ class VmEngine:
     """Boxes as micro-VMs under QEMU, as root or as an ordinary user. Implements `hutch.engine.base.Engine`."""
 
     name = "vm"
-    capabilities = frozenset({Capability.PAUSE})
+    capabilities = frozenset({Capability.PAUSE, Capability.FORK})
 
     def __init__(self, store: Path, *, agent: Path | None = None) -> None:
         """``store``: the folder for kernels, templates and bases of disks. ``agent``: the native program, by default
@@ -75,7 +81,8 @@ class VmEngine:
             record.write(plan.directory, record.Record(group=group))
             group.create(Limits(pids=None), devices=(_KVM_DEVICE,))
             chain = await disk.prepare(plan, self._store)
-            pid = await self._launch(plan, await self.shape(plan.limits), chain, group)
+            shape = await self.shape(plan.limits)
+            pid = await (self._launch if plan.saved is None else self._go_on)(plan, shape, chain, group)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self._end(plan.directory)
@@ -122,7 +129,7 @@ class VmEngine:
         template = await self.templates.obtain(shape)
         if template is not None:
             try:
-                return await self._boot(plan, shape, chain, group, template)
+                return await self._boot(plan, shape, chain, group, template.memory, template.state)
             except BoxFault:
                 raise
             except (EngineError, UpstreamUnavailableError, TimeoutError) as error:
@@ -131,7 +138,7 @@ class VmEngine:
             finally:
                 template.close()
         try:
-            return await self._boot(plan, shape, chain, group, None)
+            return await self._boot(plan, shape, chain, group)
         except BoxFault:
             raise
         except (EngineError, TimeoutError) as error:
@@ -144,18 +151,36 @@ class VmEngine:
                 raise EngineError(f"box {plan.box_id} did not start within {BOOT_SECONDS:g} s{told}") from None
             raise
 
+    async def _go_on(self, plan: BoxPlan, shape: Shape, chain: disk.Chain, group: Group) -> int:
+        """Start a box from the memory of another."""
+        assert plan.saved is not None
+        state = os.open(plan.saved, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return await self._boot(plan, shape, chain, group, state=state)
+        except TimeoutError:
+            raise EngineError(f"box {plan.box_id} did not go on within {MOVE_SECONDS:g} s") from None
+        finally:
+            os.close(state)
+
     async def _boot(
-        self, plan: BoxPlan, shape: Shape, chain: disk.Chain, group: Group, template: Template | None
+        self,
+        plan: BoxPlan,
+        shape: Shape,
+        chain: disk.Chain,
+        group: Group,
+        memory: int | None = None,
+        state: int | None = None,
     ) -> int:
         disks = chain.open()
         try:
-            given = Files(disk=disks, memory=template.memory if template else None)
-            restored, mounts = template is not None, bool(plan.mounts)
-            wanted = Plan(memory=restored, incoming=restored, frozen=len(chain.frozen), mounts=mounts)
-            with anyio.fail_after(RESTORE_SECONDS if template else boot_seconds(shape)):
+            given = Files(disk=disks, memory=memory)
+            incoming, mounts = state is not None, bool(plan.mounts)
+            wanted = Plan(memory=memory is not None, incoming=incoming, frozen=len(chain.frozen), mounts=mounts)
+            seconds = MOVE_SECONDS if plan.saved else boot_seconds(shape) if state is None else RESTORE_SECONDS
+            with anyio.fail_after(seconds):
                 started = launching(self._agent, plan.directory, shape, wanted, given, group.doors(), plan.mounts)
                 async with started as guest:
-                    await (guest.load(template.state) if template else guest.booted())
+                    await (guest.booted() if state is None else guest.load(state))
                     process = await guest.resume(plan)
                     record.write(plan.directory, record.Record(group=group, process=process))
                     await guest.commit()
@@ -182,16 +207,14 @@ class VmEngine:
     async def link(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.link`: the guest takes its network card."""
         try:
-            answer = await self._ask(
+            async with self._asking(
                 directory, agentproto.network(nic.SETTINGS, req=1), "it has no network", LINK_SECONDS
-            )
+            ):
+                pass
         except UpstreamUnavailableError as error:
             raise NetworkError(str(error)) from error
-        if isinstance(answer, agentproto.Failed):
-            raise NetworkError(
-                f"the box in {directory} cannot have a network: {answer.message}; `hutch setup vm` fetches a kernel "
-                "that has all it needs"
-            )
+        except EngineError as error:
+            raise NetworkError(f"{error}; `hutch setup vm` fetches a kernel that has all it needs") from error
 
     def last_words(self, directory: Path) -> str:
         """See `hutch.engine.base.Engine.last_words`."""
@@ -218,13 +241,33 @@ class VmEngine:
         async with qmp.monitor(directory) as monitor:
             await monitor.command("stop")
 
+    async def save(self, directory: Path, target: Path) -> None:
+        """See `hutch.engine.base.Engine.save`. The guest holds itself still, so that its state is at no byte in the
+        middle of what it and the host say to each other."""
+        hold = agentproto.simple(agentproto.Request.HOLD, req=1)
+        try:
+            state = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot save the memory of the box in {directory}: {error.strerror}") from error
+        try:
+            async with (
+                self._asking(directory, hold, "it cannot be forked"),
+                qmp.monitor(directory, seconds=MOVE_SECONDS) as monitor,
+            ):
+                await monitor.command("stop")
+                await monitor.move("migrate", state)
+        finally:
+            os.close(state)
+
     async def thaw(self, directory: Path) -> None:
         """See `hutch.engine.base.Engine.thaw`. The guest's clock, which stood still, is set."""
         async with qmp.monitor(directory) as monitor:
+            await monitor.command("migrate_cancel")  # of a `save` whose process has died
             await monitor.command("cont")
         try:
-            await self._ask(directory, agentproto.clock(time.time_ns(), req=1), "its clock is late")
-        except UpstreamUnavailableError as error:
+            async with self._asking(directory, agentproto.clock(time.time_ns(), req=1), "its clock is late"):
+                pass
+        except (EngineError, UpstreamUnavailableError) as error:
             log.warning("%s", error)
 
     def usage(self, directory: Path) -> Usage:
@@ -288,24 +331,40 @@ class VmEngine:
 
     async def _sync(self, directory: Path) -> None:
         """Let the guest write to its disk all that its programs have written. Raises `UpstreamUnavailableError`."""
-        await self._ask(directory, agentproto.simple(agentproto.Request.SYNC, req=1), "its disk may lack writes")
+        sync = agentproto.simple(agentproto.Request.SYNC, req=1)
+        async with self._asking(directory, sync, "its disk may lack writes"):
+            pass
 
-    async def _ask(
+    @contextlib.asynccontextmanager
+    async def _asking(
         self, directory: Path, request: bytes, else_: str, seconds: float | None = None
-    ) -> agentproto.Answer | None:
-        with anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds):
-            with await self.connect(directory) as connection:
+    ) -> AsyncIterator[None]:
+        """Have the guest's agent do something, and keep the connection during the block. Raises
+        `UpstreamUnavailableError`, `EngineError` when it refuses."""
+        with contextlib.ExitStack() as stack:
+            answer = None
+            with anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds):
+                connection = stack.enter_context(await self.connect(directory))
                 connection.send(request)
-                decoder = frames.Decoder()
-                while True:
-                    await anyio.wait_readable(connection)
-                    data = connection.recv(4096)
-                    if not data:
-                        break
-                    for frame in decoder.receive(data):
-                        if frame.req == 1:
-                            return agentproto.decode_answer(frame)
-        raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; {else_}")
+                answer = await _answer(connection)
+            if answer is None:
+                raise UpstreamUnavailableError(f"the guest of the box in {directory} does not answer; {else_}")
+            if isinstance(answer, agentproto.Failed):
+                raise EngineError(f"the guest of the box in {directory} refuses: {answer.message}; {else_}")
+            yield
+
+
+async def _answer(connection: socket.socket) -> agentproto.Answer | None:
+    """Return the answer to request 1, ``None`` when the connection ends before."""
+    decoder = frames.Decoder()
+    while True:
+        await anyio.wait_readable(connection)
+        data = connection.recv(4096)
+        if not data:
+            return None
+        for frame in decoder.receive(data):
+            if frame.req == 1:
+                return agentproto.decode_answer(frame)
 
 
 def _without_kvm(shape: Shape, cause: Exception) -> Shape:

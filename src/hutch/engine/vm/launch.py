@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 CONSOLE = "console.log"
 USER = mapping.ROOT_BASE - 1
 """As root, emulators run as this user, which is nobody else's."""
+MOVE_SECONDS = 120.0
+"""How long a state may take on its way from or to a file: gigabytes, when it is that of a box."""
 _WORDS_SECONDS = 1.0
 _READY, _UP, _RESUME = b"B", b"R", b"V"
 _RESUME_MAX = 32_760
@@ -65,15 +67,10 @@ class Machine:
 
     async def _move(self, command: str, state: int, *, before: str = "", after: str = "") -> None:
         try:
-            async with qmp.monitor(self._directory) as monitor:
+            async with qmp.monitor(self._directory, seconds=MOVE_SECONDS) as monitor:
                 if before:
                     await monitor.command(before)
-                capability = {"capability": "x-ignore-shared", "state": True}
-                await monitor.command("migrate-set-capabilities", capabilities=[capability])
-                await monitor.command("migrate-set-parameters", max_bandwidth=1 << 40)
-                await monitor.give("state", state)
-                await monitor.command(command, uri="fd:state")
-                await monitor.migrated()
+                await monitor.move(command, state)
                 if after:  # not earlier: a guest that goes on before its state is there never answers
                     await monitor.command(after)
         except EngineError:

@@ -51,8 +51,17 @@ class Monitor:
         self._descriptors = [fd]
         await self.command("getfd", fdname=name)
 
-    async def migrated(self) -> None:
-        """Wait until a migration, in or out, is complete. Raises `EngineError` when it failed."""
+    async def move(self, command: str, state: int) -> None:
+        """Save the machine's state to a file (``migrate``), or load it (``migrate-incoming``). Memory that is shared
+        with a file is in there already. Raises `EngineError`."""
+        capability = {"capability": "x-ignore-shared", "state": True}
+        await self.command("migrate-set-capabilities", capabilities=[capability])
+        await self.command("migrate-set-parameters", max_bandwidth=1 << 40)
+        await self.give("state", state)
+        await self.command(command, uri="fd:state")
+        await self._moved()
+
+    async def _moved(self) -> None:
         while True:
             answer = await self.command("query-migrate")
             status = answer.get("status") if isinstance(answer, dict) else None
