@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 META_PACKAGE = "linux-image-cloud-amd64"
 # In the order of loading: before the driver of the port, and after it, when no driver takes devices any more. virtio
 # needs virtio_ring, although in some kernels it does not say so.
-FIRST = ("virtio_ring", "virtio", "virtio_pci", "virtio_console")
+FIRST = ("virtio_ring", "virtio", "virtio_pci", "virtio_balloon", "virtio_console")
 SECOND = ("crc32c_generic", "crc32c_intel", "virtio_blk", "virtio_net", "ext4", "overlay", "fuse", "tun")
 _CHOICE = hashlib.sha256(repr((FIRST, SECOND)).encode()).hexdigest()[:8]
 """Ends the name of a fetched kernel: one with other modules is fetched again."""

@@ -125,6 +125,8 @@ def arguments(shape: Shape, plan: Plan) -> list[str]:
         *("-chardev", f"socket,id=files,fd={FILES_FD}" if plan.mounts else "null,id=files"),
         *("-device", "virtio-serial-pci,max_ports=3", "-device", "virtserialport,nr=1,chardev=line,name=hutch"),
         *("-device", "virtserialport,nr=2,chardev=files,name=files"),
+        # Memory that the guest does not use any more is given back to the host.
+        *("-device", "virtio-balloon-pci,free-page-reporting=on"),
         *("-chardev", f"socket,id=monitor,fd={FIRST_FD},server=on,wait=off", "-mon", "chardev=monitor,mode=control"),
         *nic.ARGUMENTS,
     ]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SOCKET = "qmp.sock"
 SECONDS = 10.0
-_POLL = 0.002
+_POLL, _POLL_MOST = 0.002, 0.02
 
 
 class Monitor:
@@ -62,6 +62,7 @@ class Monitor:
         await self._moved()
 
     async def _moved(self) -> None:
+        pause = _POLL
         while True:
             answer = await self.command("query-migrate")
             status = answer.get("status") if isinstance(answer, dict) else None
@@ -71,7 +72,8 @@ class Monitor:
                 raise EngineError(
                     f"the emulator could not move the machine's state: {answer.get('error-desc', status)}"
                 )
-            await anyio.sleep(_POLL)
+            await anyio.sleep(pause)
+            pause = min(1.2 * pause, _POLL_MOST)
 
     async def _send(self, data: bytes) -> None:
         while data:
