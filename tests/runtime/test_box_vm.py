@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import anyio
+import anyio.to_thread
 import pytest
 
+from hutch.errors import InvalidStateError, UnsupportedError
+from hutch.runtime.runtime import LocalRuntime
 from hutch.types import BoxState
 from tests.runtime.conftest import IMAGE
-from tests.runtime.helpers import Sink, next_line, sh, until
-
-if TYPE_CHECKING:
-    from hutch.runtime.runtime import LocalRuntime
+from tests.runtime.helpers import Sink, in_time, next_line, sh, until
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -36,14 +41,14 @@ async def test_memory_that_ran_out_in_a_vm_is_told(runtime: LocalRuntime) -> Non
 async def test_a_fork_goes_on_where_its_parent_is(runtime: LocalRuntime) -> None:
     """With all that runs, and as a box of its own: other entropy, other names, its own disk, the right time."""
     parent = await runtime.create(IMAGE)
+    with pytest.raises(InvalidStateError, match="does not run"):
+        await parent.fork()
     await parent.run(*sh("echo common > /disk; echo common > /dev/shm/memory"))
     ticks = Sink()
-    ticking = await parent.exec(
-        *sh("i=0; while read x < /go$i || sleep 0.02; do i=$((i+1)); echo $i; done"), stdout=ticks
-    )
+    ticking = await parent.exec(*sh("while :; do echo tick; sleep 0.02; done"), stdout=ticks)
     counting = await parent.exec(*sh("echo begun; read word; echo got $word; exit 7"), stdin=True)
     assert await next_line(aiter(counting.stdout)) == b"begun\n"
-    await until(lambda: len(ticks.data) > 4)
+    await until(lambda: len(ticks.data) > 0)
     child = await parent.fork("child")
     assert (child.name, (await child.info()).state) == ("child", BoxState.RUNNING)
     for box, word in ((parent, "parent"), (child, "child")):
@@ -69,9 +74,91 @@ async def test_a_fork_goes_on_where_its_parent_is(runtime: LocalRuntime) -> None
     before = len(ticks.data)
     await until(lambda: len(ticks.data) > before)
     await parent.remove(force=True)
-    assert (await child.run("cat", "/disk")).text == "child\n"
     grandchild = await child.fork()
-    await child.stop()
-    assert (await grandchild.run("cat", "/disk")).text == "child\n"
-    await child.start()
-    assert (await child.run("cat", "/disk")).text == "child\n"
+    await child.restart(timeout=1)
+    for box in (child, grandchild):
+        assert (await box.run("cat", "/disk")).text == "child\n"
+    await grandchild.pause()
+    with pytest.raises(InvalidStateError, match="paused"):
+        await grandchild.fork()
+
+
+async def test_a_fork_in_the_middle_of_traffic_costs_no_byte(runtime: LocalRuntime) -> None:
+    """Nothing of what is on its way between host and guest gets into the fork, and nothing of it is lost."""
+    box = await runtime.create(IMAGE)
+    numbers = Sink()
+    data = os.urandom(2 << 20)
+    counting = await box.exec("seq", "1", "200000", stdout=numbers)
+    sums = []
+
+    async def feed() -> None:
+        sums.append((await box.run("md5sum", input=data, timeout=120)).text)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed)
+        await numbers.called.wait()
+        child = await box.fork()
+        assert (await child.run("echo", "there")).text == "there\n"
+    with in_time(60):
+        await counting.wait()
+    assert bytes(numbers.data) == b"".join(b"%d\n" % number for number in range(1, 200001))
+    assert sums == [f"{hashlib.md5(data).hexdigest()}  -\n"]
+
+
+FORKER = """
+import sys, anyio, hutch
+async def main():
+    async with hutch.Runtime.local(sys.argv[1]) as runtime:
+        box = await runtime.get(sys.argv[2])
+        print("begun", flush=True)
+        await box.fork()
+anyio.run(main)
+"""
+
+
+async def test_a_forker_that_is_killed_leaves_its_box_running(runtime: LocalRuntime, home: Path) -> None:
+    box = await runtime.create(IMAGE)
+    await box.run("touch", "/dev/shm/memory")
+    for delay in (0.1, 0.8):
+        with subprocess.Popen([sys.executable, "-c", FORKER, str(home), box.id], stdout=subprocess.PIPE) as forker:
+            assert forker.stdout is not None
+            assert await anyio.to_thread.run_sync(forker.stdout.readline) == b"begun\n"
+            await anyio.sleep(delay)  # somewhere in the middle
+            forker.kill()
+        with in_time():
+            assert (await box.info()).state is BoxState.RUNNING
+            assert (await box.run("ls", "/dev/shm/memory")).exit_code == 0
+            assert abs(int((await box.run("date", "+%s")).text) - time.time()) < 2
+    await box.remove(force=True)
+    for info in await runtime.list():
+        await runtime.remove(info.id, force=True)
+    async with LocalRuntime(home):
+        assert list(runtime.home.boxes.iterdir()) == list(runtime.home.disks.iterdir()) == []
+
+
+async def test_containers_are_not_forked(runtime: LocalRuntime) -> None:
+    box = await runtime.create(IMAGE, isolation="container")
+    await box.start()
+    with pytest.raises(UnsupportedError, match="clone"):
+        await box.fork()
+    assert (await box.info()).state is BoxState.RUNNING
+
+
+async def test_memory_that_the_guest_frees_goes_back_to_the_host(runtime: LocalRuntime, vm_store: Path) -> None:
+    """And nothing of it is taken out of the template that it shares with other boxes."""
+    box = await runtime.create(IMAGE)
+    await box.start()
+    keeper = (await box.info()).pid
+    emulator = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().strip()
+
+    def own_mib() -> int:
+        lines = Path(f"/proc/{emulator}/smaps_rollup").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("Private_Dirty"))) >> 10
+
+    templates = {path: path.stat().st_blocks for path in (vm_store / "templates").glob("*/memory")}
+    before = own_mib()
+    fill = await box.run(*sh("dd if=/dev/zero of=/dev/shm/file bs=1M count=200"), timeout=60)
+    assert fill.exit_code == 0 and own_mib() > before + 180
+    await box.run("rm", "/dev/shm/file")
+    await until(lambda: own_mib() < before + 60)
+    assert all(path.stat().st_blocks >= blocks for path, blocks in templates.items())

@@ -175,7 +175,7 @@ async def _base(layers: list[Lower], size: int, store: Path) -> Path:
     digest = hashlib.sha256(b"%d" % size)
     for lower in layers:
         status = lower.path.stat()
-        digest.update(f"{lower.path}\0{status.st_dev} {status.st_ino} {status.st_mtime_ns}\0".encode())
+        digest.update(f"{lower.path.resolve()}\0{status.st_dev} {status.st_ino} {status.st_mtime_ns}\0".encode())
     path = folder / f"{digest.hexdigest()[:32]}.ext4"
     if not path.exists():
         async with files.locked(folder / f".{path.name}.lock", timeout=_LOCK_SECONDS):
