@@ -69,6 +69,12 @@ def test_life_cycle_of_several(hutch: Any) -> None:
     assert b"stopped" in hutch("exec", "a", "true", code=1).stderr
     assert hutch.text("restart", "--timeout", "1", "a") == "a"
     assert hutch.text("exec", "a", "echo", "again") == "again"
+    assert hutch.text("pause", "a") == "a"
+    assert [box["state"] for box in hutch.json("inspect", "a")] == ["paused"]
+    assert b"paused" in hutch("exec", "a", "true", code=1).stderr
+    assert hutch.text("unpause", "a") == "a"
+    assert hutch.text("exec", "a", "echo", "on") == "on"
+    assert b"isolation 'vm'" in hutch("fork", "a", code=1).stderr
     assert b"a" in hutch("rm", "a", code=1).stderr
     assert hutch.text("kill", "a") == "a"
     assert sorted(hutch.text("rm", "a", "b").split()) == ["a", "b"]

@@ -84,8 +84,10 @@ async def test_a_fork_goes_on_where_its_parent_is(runtime: LocalRuntime) -> None
 
 
 async def test_a_fork_in_the_middle_of_traffic_costs_no_byte(runtime: LocalRuntime) -> None:
-    """Nothing of what is on its way between host and guest gets into the fork, and nothing of it is lost."""
-    box = await runtime.create(IMAGE)
+    """Nothing of what is on its way between host and guest gets into the fork, and nothing of it is lost. The main
+    command goes on in both, and comes to its own end in each."""
+    box = await runtime.create(IMAGE, command=sh("until [ -e /gate ]; do sleep 0.05; done; echo ended; exit 5"))
+    await box.start()
     numbers = Sink()
     data = os.urandom(2 << 20)
     counting = await box.exec("seq", "1", "200000", stdout=numbers)
@@ -98,7 +100,10 @@ async def test_a_fork_in_the_middle_of_traffic_costs_no_byte(runtime: LocalRunti
         tasks.start_soon(feed)
         await numbers.called.wait()
         child = await box.fork()
-        assert (await child.run("echo", "there")).text == "there\n"
+        await child.run("touch", "/gate")
+        with in_time():
+            assert await child.wait() == 5
+        assert [entry.data async for entry in child.logs()] == [b"ended\n"]
     with in_time(60):
         await counting.wait()
     assert bytes(numbers.data) == b"".join(b"%d\n" % number for number in range(1, 200001))

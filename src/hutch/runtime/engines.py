@@ -67,6 +67,10 @@ class Engines:
         possible = self._given is None and (self._home.vm / "kernels/current").exists() and shutil.which(PROGRAM)
         return bool(possible) and await self.vm.preferable()
 
+    def vm_features(self) -> list[str]:
+        """Return what VMs can beyond the minimum; nothing where there can be none."""
+        return sorted(self.vm.capabilities) if shutil.which(PROGRAM) else []
+
     async def describe_vm(self) -> str:
         """Say what VMs are like here."""
         if shutil.which(PROGRAM) is None:

@@ -365,6 +365,7 @@ class LocalRuntime:
             "rootless": os.geteuid() != 0,
             "network": nft() is not None,
             "capabilities": sorted(self.engines.container.capabilities),
+            "vm_features": self.engines.vm_features(),
             "boxes": len(boxes),
             "running": sum(box.state is BoxState.RUNNING for box in boxes),
             "images": len(self.image_store.list()),

@@ -60,10 +60,10 @@ class VmEngine:
     def __init__(self, store: Path, *, agent: Path | None = None) -> None:
         """``store``: the folder for kernels, templates and bases of disks. ``agent``: the native program, by default
         the one of the installation."""
-        self._store = store
+        self._store = store.resolve()  # templates are known by the command line, which names what is in there
         self._agent = agent or agent_path()
-        self.kernels = Kernels(store, self._agent)
-        self.templates = Templates(store, self._agent)
+        self.kernels = Kernels(self._store, self._agent)
+        self.templates = Templates(self._store, self._agent)
 
     def check(self) -> None:
         """Raise `EngineError` when this machine cannot run boxes as VMs."""
