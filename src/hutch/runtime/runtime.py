@@ -256,10 +256,7 @@ class LocalRuntime:
     async def clone(self, box_id: str, name: str | None) -> LocalBox:
         """Make a new, stopped box with a copy of a box's disk and configuration."""
         self._check_open()
-        if name is not None:
-            ids.check_name(name)
-            if self.store.has_box_named(name):
-                raise AlreadyExistsError(f"a box named {name!r} exists already")
+        self._check_new_name(name)
         async with self.disks.using(), self.lives.holding_still(box_id) as (record, running):
             disks = await self.disks.capture(record, running=running)
             now = time.time()
@@ -275,10 +272,7 @@ class LocalRuntime:
     async def fork(self, box_id: str, name: str | None) -> LocalBox:
         """Make a new box that goes on, memory and all, where a running one is."""
         self._check_open()
-        if name is not None:
-            ids.check_name(name)
-            if self.store.has_box_named(name):
-                raise AlreadyExistsError(f"a box named {name!r} exists already")
+        self._check_new_name(name)
         parent = self.lives.record(box_id)
         if Capability.FORK not in self.engines.of(parent).capabilities:
             raise UnsupportedError(NO_FORK)
@@ -332,10 +326,7 @@ class LocalRuntime:
     async def import_box(self, path: str | Path, *, name: str | None = None) -> LocalBox:
         """Make a box from an archive that `export` wrote. The archive is not trusted."""
         self._check_open()
-        if name is not None:
-            ids.check_name(name)
-            if self.store.has_box_named(name):
-                raise AlreadyExistsError(f"a box named {name!r} exists already")
+        self._check_new_name(name)
         async with self.disks.using():
             contents, disks = await archive.read(check_path("the archive", path), self.home, self.engines.container)
             now = time.time()
@@ -414,6 +405,12 @@ class LocalRuntime:
         if record.spec != without_values(spec):
             raise AlreadyExistsError(f"a box with the id {box_id!r} exists already, and was made otherwise")
         return self._handle(record)
+
+    def _check_new_name(self, name: str | None) -> None:
+        if name is not None:
+            ids.check_name(name)
+            if self.store.has_box_named(name):
+                raise AlreadyExistsError(f"a box named {name!r} exists already")
 
     def _record(self, spec: BoxSpec, image: ImageInfo, isolation: str, box_id: str) -> BoxRecord:
         now = time.time()
