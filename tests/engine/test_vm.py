@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 import pytest
 
 from hutch.engine.base import Lower, Observed
@@ -198,6 +199,19 @@ async def test_freeze_and_thaw(vm: VmEngine, rootfs: Path, tmp_path: Path) -> No
     copy = Lower(tmp_path / "copy", owned_by_box=True)
     async with running(vm, plan(tmp_path / "second", rootfs, lowers=[copy])) as box:
         assert (await box.sh("cat /f")).out == "frozen\n"
+
+
+async def test_what_runs_survives_in_a_fork(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        await box.spawn("until [ -e /gate ]; do sleep 0.05; done; echo passed > /passed")
+        await vm.save(box.directory, tmp_path / "memory")
+        await vm.copy_upper(box.directory, tmp_path / "copy")
+        await vm.thaw(box.directory)
+        assert (await box.sh("ls /passed")).status != 0
+        twin = plan(tmp_path / "twin", rootfs, lowers=[Lower(tmp_path / "copy", owned_by_box=True)])
+        async with running(vm, msgspec.structs.replace(twin, saved=tmp_path / "memory")) as fork:
+            assert (await fork.sh("touch /gate; until [ -e /passed ]; do sleep 0.05; done")).status == 0
+        assert (await box.sh("ls /passed")).status != 0
 
 
 async def test_a_damaged_disk_is_named(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
