@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from bench import machine, report
-from bench.cases import commands, copies, density, machines, pulls, records, rest, starts, streams, tool
+from bench.cases import commands, copies, density, machines, network, pulls, records, rest, starts, streams, tool
 from bench.rows import Quantity, Row, compare
 from bench.samples import Outcome
 from bench.stage import FULL, QUICK, open_stage
@@ -30,6 +30,7 @@ _CASES: dict[str, Callable[[Stage], Awaitable[list[Row]]]] = {
     "rest": rest.measure,
     "density": density.measure,
     "vm": machines.measure,
+    "network": network.measure,
     "start-up": tool.measure,
     "files": copies.measure,
     "records": records.measure,

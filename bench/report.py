@@ -17,6 +17,7 @@ _TITLES = {
     "exec": "Running a command",
     "create": "Making a box",
     "throughput": "Output",
+    "network": "Network",
     "rest": "Over REST",
     "density": "Many boxes",
     "vm": "Boxes with a kernel of their own",

@@ -13,6 +13,7 @@ need podman podman
 need dockerd docker.io
 need skopeo skopeo
 need umoci umoci
+need slirp4netns slirp4netns
 need docker-registry docker-registry
 need mmdebstrap mmdebstrap
 need busybox busybox-static
