@@ -46,7 +46,7 @@ async def measure(stage: Stage) -> list[Row]:
 
 
 async def _rows(
-    stage: Stage, box: Box, port: int, ways: Mapping[str, list[str]], missing: Mapping[str, Outcome]
+    stage: Stage, box: Box, port: int, ways: Mapping[str, list[str]], missing: dict[str, Outcome]
 ) -> list[Row]:
     size = stage.plan.stream_mib << 20
 

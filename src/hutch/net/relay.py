@@ -54,8 +54,8 @@ class Relay:
             raise
         finally:
             for each in self._sockets:
-                self._loop.remove_reader(each)
-                self._loop.remove_writer(each)
+                self._loop.remove_reader(each.fileno())
+                self._loop.remove_writer(each.fileno())
                 each.close()
 
     def ended(self) -> None:
@@ -80,26 +80,27 @@ class _Way:
     ) -> None:
         self._relay = relay
         self._loop = asyncio.get_running_loop()
-        self._source = source
         self._target = target
+        # The event loop is given numbers: of a socket that it does not know yet it would make a (costly) description.
+        self._source_fd, self._target_fd = source.fileno(), target.fileno()
         self._count = count
         self._rest = b""
 
     def resume(self) -> None:
         """Read on."""
-        self._loop.add_reader(self._source, self._read)
+        self._loop.add_reader(self._source_fd, self._read)
 
     def _read(self) -> None:
         entrance, exit_ = _pipe()
         try:
-            size = os.splice(self._source.fileno(), entrance, _PIPE_BYTES, flags=_SPLICE)
+            size = os.splice(self._source_fd, entrance, _PIPE_BYTES, flags=_SPLICE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self._relay.broken()
             return
         if not size:
-            self._loop.remove_reader(self._source)
+            self._loop.remove_reader(self._source_fd)
             with contextlib.suppress(OSError):
                 self._target.shutdown(socket.SHUT_WR)
             self._relay.ended()
@@ -108,11 +109,11 @@ class _Way:
         left = size
         try:
             while left:
-                left -= os.splice(exit_, self._target.fileno(), left, flags=_SPLICE)
+                left -= os.splice(exit_, self._target_fd, left, flags=_SPLICE)
         except (BlockingIOError, InterruptedError):
             self._rest = _drained(exit_, left)
-            self._loop.remove_reader(self._source)
-            self._loop.add_writer(self._target, self._write)
+            self._loop.remove_reader(self._source_fd)
+            self._loop.add_writer(self._target_fd, self._write)
         except OSError:
             _drained(exit_, left)  # the next connection must not find it
             self._relay.broken()
@@ -126,7 +127,7 @@ class _Way:
             self._relay.broken()
             return
         if not self._rest:
-            self._loop.remove_writer(self._target)
+            self._loop.remove_writer(self._target_fd)
             self.resume()
 
 
