@@ -2,6 +2,8 @@
 #ifndef HUTCH_AGENT_H
 #define HUTCH_AGENT_H
 
+#include <stdbool.h>
+
 /* Descriptors that the agent is started with; -1 where there is none. All are close-on-exec. */
 struct agent_options {
     int listen_fd; /* listening unix stream socket; in a VM the port takes its place */
@@ -18,6 +20,11 @@ int files_child(int op, const char *path);
 
 /* Join stdin and stdout with a TCP port of the box; returns the exit status. Runs in a forked child. */
 int tunnel_child(const char *port);
+
+struct in_addr;
+/* Let all UDP of this network namespace come in by an interface; see steer.c. Packets get the source, which IPv6 chooses by itself.
+ * False: errno says why not. */
+bool steer_udp(int family, int interface, const struct in_addr *source);
 
 /* Modes: argv starts with the mode's name. Each returns the exit status. */
 int cmd_agent(int argc, char **argv);

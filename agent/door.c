@@ -2,10 +2,11 @@
  * sockets.
  *
  * Standard input is a SOCK_SEQPACKET socket to the host, descriptor 3 a pidfd of a process in the namespace. The namespace gets an
- * address and a default route on `lo`, redirects by nft(8), and four sockets on free ports: TCP and UDP (for DNS) over IPv4, and the
- * same over IPv6 where the kernel has it. The answer is one message:
+ * address and a default route on `lo`, redirects by nft(8), and four sockets on free ports: TCP, UDP for DNS, all other UDP (whose
+ * destination IP_RECVORIGDSTADDR tells), and a raw one, by which the gateway answers in the name of peers. The same over IPv6 where the
+ * kernel has it. The answer is one message:
  *
- *     D with the sockets      TCP, UDP, TCP over IPv6, UDP over IPv6 (two or four)
+ *     D with the sockets      TCP, DNS, other UDP, raw; again for IPv6 (four or eight)
  *     E<text>                 what failed
  *
  * It may be done again at any time: what is there already is replaced. */
@@ -30,8 +31,13 @@
 /* From the ranges for documentation (RFC 5737, RFC 3849): no real peer has them. */
 #define BOX_ADDRESS "192.0.2.2"
 #define BOX_ADDRESS6 "2001:db8:77::2"
+/* What nft(8) is told of the box's own addresses. */
+#define OWN "{ 127.0.0.0/8, " BOX_ADDRESS " }"
+#define OWN6 "{ ::1, " BOX_ADDRESS6 " }"
 
-enum { CONTROL = 0, PROCESS = 3, SOCKETS = 4, BACKLOG = 1024 };
+enum { CONTROL = 0, PROCESS = 3, BACKLOG = 1024 };
+/* The sockets of one protocol, and of both. */
+enum { TCP, DNS, OTHER, RAW, KINDS, SOCKETS = 2 * KINDS };
 
 /* As <linux/ipv6.h>, which the C library's headers do not go together with. */
 struct address6 {
@@ -78,8 +84,19 @@ static void route_all(int fd)
         fail("making the default route");
 }
 
+static void steer(int fd, int family, const struct in_addr *source)
+{
+    struct ifreq interface = {.ifr_name = "lo"};
+
+    if (ioctl(fd, SIOCGIFINDEX, &interface) < 0)
+        fail("finding the loopback interface");
+    if (!steer_udp(family, interface.ifr_ifindex, source))
+        fail("making the routes of UDP");
+}
+
 static void configure4(void)
 {
+    struct in_addr source;
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
@@ -87,6 +104,8 @@ static void configure4(void)
     set_address(fd, SIOCSIFADDR, BOX_ADDRESS);
     set_address(fd, SIOCSIFNETMASK, "255.255.255.255");
     route_all(fd);
+    inet_pton(AF_INET, BOX_ADDRESS, &source);
+    steer(fd, AF_INET, &source);
     close(fd);
 }
 
@@ -108,59 +127,90 @@ static bool configure6(void)
         close(fd);
         return false; /* switched off by a sysctl */
     }
+    steer(fd, AF_INET6, NULL);
     close(fd);
     return true;
 }
 
-/* Bound to the loopback address, where redirected packets arrive, so that answers have the source that conntrack turns back. */
-static int open_socket(int family, int type, unsigned *port)
+/* The socket gets packets for any address, and is told which: IP_TRANSPARENT, IP_RECVORIGDSTADDR, and the same of IPv6. */
+static void take_all(int fd, int family)
 {
+    int level = family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6, on = 1;
+
+    if (setsockopt(fd, level, family == AF_INET ? IP_TRANSPARENT : IPV6_TRANSPARENT, &on, sizeof on) < 0
+        || setsockopt(fd, level, family == AF_INET ? IP_RECVORIGDSTADDR : IPV6_RECVORIGDSTADDR, &on, sizeof on) < 0)
+        fail("preparing the gateway's socket for UDP");
+}
+
+/* Bound to the loopback address, where redirected packets arrive, so that answers have the source that conntrack turns back. */
+static int open_socket(int family, int kind, unsigned *port)
+{
+    static const int types[KINDS] = {[TCP] = SOCK_STREAM, [DNS] = SOCK_DGRAM, [OTHER] = SOCK_DGRAM, [RAW] = SOCK_RAW};
     struct sockaddr_storage address = {.ss_family = (sa_family_t)family};
     struct sockaddr_in *inet = (struct sockaddr_in *)&address;
     struct sockaddr_in6 *inet6 = (struct sockaddr_in6 *)&address;
     socklen_t size = family == AF_INET ? sizeof *inet : sizeof *inet6;
-    int fd = socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int fd = socket(family, types[kind] | SOCK_NONBLOCK | SOCK_CLOEXEC, kind == RAW ? IPPROTO_RAW : 0);
 
+    if (fd < 0)
+        fail("opening the gateway's socket");
+    if (kind == RAW)
+        return fd;
+    if (kind == OTHER)
+        take_all(fd, family);
     if (family == AF_INET)
         inet->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     else
         inet6->sin6_addr = in6addr_loopback;
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, size) < 0 || getsockname(fd, (struct sockaddr *)&address, &size) < 0
-        || (type == SOCK_STREAM && listen(fd, BACKLOG) < 0))
+    if (bind(fd, (struct sockaddr *)&address, size) < 0 || getsockname(fd, (struct sockaddr *)&address, &size) < 0
+        || (kind == TCP && listen(fd, BACKLOG) < 0))
         fail("opening the gateway's socket");
     *port = ntohs(family == AF_INET ? inet->sin_port : inet6->sin6_port);
     return fd;
 }
 
-/* One transaction: there is no moment with half of the rules. */
+/* One transaction: there is no moment with half of the rules. UDP must come from the box itself: an answer to a made-up sender would be
+ * taken for another packet of the box. */
 static int write_rules(char *text, size_t size, const unsigned ports[SOCKETS], bool six)
 {
+    const unsigned *ports6 = ports + KINDS;
     int length = snprintf(text, size,
                           "add table inet hutch\n"
                           "delete table inet hutch\n"
                           "table inet hutch {\n"
                           " chain door {\n"
                           "  type nat hook output priority -100; policy accept;\n"
-                          "  ip daddr { 127.0.0.0/8, " BOX_ADDRESS " } return\n"
-                          "  ip6 daddr { ::1, " BOX_ADDRESS6 " } return\n"
+                          "  ip daddr " OWN " return\n"
+                          "  ip6 daddr " OWN6 " return\n"
                           "  meta nfproto ipv4 meta l4proto tcp redirect to :%u\n"
                           "  meta nfproto ipv4 udp dport 53 redirect to :%u\n",
-                          ports[0], ports[1]);
+                          ports[TCP], ports[DNS]);
 
     if (six)
         length += snprintf(text + length, size - (size_t)length,
                            "  meta nfproto ipv6 meta l4proto tcp redirect to :%u\n"
                            "  meta nfproto ipv6 udp dport 53 redirect to :%u\n",
-                           ports[2], ports[3]);
-    return length + snprintf(text + length, size - (size_t)length,
-                             " }\n"
-                             " chain wall {\n"
-                             "  type filter hook output priority 0; policy drop;\n"
-                             "  ip daddr { 127.0.0.0/8, " BOX_ADDRESS " } accept\n"
-                             "  ip6 daddr { ::1, " BOX_ADDRESS6 " } accept\n"
-                             "  reject with icmpx type admin-prohibited\n"
-                             " }\n"
-                             "}\n");
+                           ports6[TCP], ports6[DNS]);
+    length += snprintf(text + length, size - (size_t)length,
+                       " }\n"
+                       " chain wall {\n"
+                       "  type filter hook output priority 0; policy drop;\n"
+                       "  ip daddr " OWN " accept\n"
+                       "  ip6 daddr " OWN6 " accept\n"
+                       "  ip saddr " OWN " meta l4proto udp accept\n"
+                       "  ip6 saddr " OWN6 " meta l4proto udp accept\n"
+                       "  reject with icmpx type admin-prohibited\n"
+                       " }\n"
+                       " chain steer {\n"
+                       "  type filter hook prerouting priority -150; policy drop;\n"
+                       "  ip daddr " OWN " accept\n"
+                       "  ip6 daddr " OWN6 " accept\n"
+                       "  ip saddr " OWN " meta l4proto udp tproxy ip to 127.0.0.1:%u accept\n",
+                       ports[OTHER]);
+    if (six)
+        length += snprintf(text + length, size - (size_t)length,
+                           "  ip6 saddr " OWN6 " meta l4proto udp tproxy ip6 to [::1]:%u accept\n", ports6[OTHER]);
+    return length + snprintf(text + length, size - (size_t)length, " }\n}\n");
 }
 
 static _Noreturn void run_nft(const char *rules, size_t length)
@@ -197,7 +247,7 @@ static void load_rules(const unsigned ports[SOCKETS], bool six)
     if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
         fail("nft is not installed");
     if (status != 0)
-        fail("nft refuses the rules; the kernel may lack nf_tables with NAT and redirect");
+        fail("nft refuses the rules; the kernel may lack nf_tables with NAT, redirect and tproxy");
 }
 
 static void hand_over(const int fds[], size_t count)
@@ -220,9 +270,6 @@ static void hand_over(const int fds[], size_t count)
 
 int cmd_door(int argc, char **argv)
 {
-    static const struct {
-        int family, type;
-    } kinds[SOCKETS] = {{AF_INET, SOCK_STREAM}, {AF_INET, SOCK_DGRAM}, {AF_INET6, SOCK_STREAM}, {AF_INET6, SOCK_DGRAM}};
     unsigned ports[SOCKETS] = {0};
     int fds[SOCKETS];
     size_t count;
@@ -232,9 +279,9 @@ int cmd_door(int argc, char **argv)
         return 2;
     enter();
     configure4();
-    count = configure6() ? SOCKETS : SOCKETS / 2;
+    count = configure6() ? SOCKETS : KINDS;
     for (size_t i = 0; i < count; i++)
-        fds[i] = open_socket(kinds[i].family, kinds[i].type, &ports[i]);
+        fds[i] = open_socket(i < KINDS ? AF_INET : AF_INET6, (int)(i % KINDS), &ports[i]);
     load_rules(ports, count == SOCKETS);
     hand_over(fds, count);
     return 0;

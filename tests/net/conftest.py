@@ -210,3 +210,17 @@ async def get_tls(
     finally:
         await caller.close()
     return answer.decode().partition("\r\n\r\n")[2].strip()
+
+
+def gateways(home: Path, module: str = "hutch.runtime.gateway") -> list[int]:
+    """The processes that run a module for a home."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if os.fsencode(home) in words and words[words.index(b"-m") + 1] == module.encode():
+                found.append(int(entry.name))
+    return found

@@ -1,6 +1,8 @@
 /* What nc(1) of a small image cannot do. `talk udp ADDRESS PORT SECONDS` sends standard input as one datagram and prints the answer;
- * `talk echo PORT` serves echo over TCP; `talk raw SOURCE ADDRESS PORT` sends a datagram with a source of its choice through a raw socket;
- * `talk frame INTERFACE` sends standard input as one frame of Ethernet. Exit status 1: refused. */
+ * `talk chat ADDRESS PORT` does so with everything that it reads, and prints all answers; `talk flood ADDRESS COUNT` sends a datagram
+ * to so many ports, from as many; `talk echo PORT` serves echo over TCP and UDP; `talk raw SOURCE ADDRESS PORT` sends a datagram with a
+ * source of its choice through a raw socket, and `talk pieces …` in two fragments; `talk frame INTERFACE`
+ * sends standard input as one frame of Ethernet. Exit status 1: refused. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
@@ -13,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -46,23 +49,91 @@ static int udp(const char *address, const char *port, const char *seconds)
     return write(1, bytes, (size_t)size) != size;
 }
 
-static int raw(const char *source, const char *address, const char *port)
+static int chat(const char *address, const char *port)
+{
+    struct sockaddr_in peer = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port)), .sin_addr.s_addr = inet_addr(address)};
+    struct pollfd polls[2] = {{.fd = 0, .events = POLLIN}, {.fd = socket(AF_INET, SOCK_DGRAM, 0), .events = POLLIN}};
+    char bytes[65536];
+
+    if (connect(polls[1].fd, (struct sockaddr *)&peer, sizeof peer) < 0)
+        return refused("connect");
+    while (poll(polls, 2, -1) > 0)
+        for (int i = 0; i < 2; i++)
+            if (polls[i].revents) {
+                ssize_t size = read(polls[i].fd, bytes, sizeof bytes);
+
+                if (size < 0 || (i == 0 && size == 0))
+                    return size < 0;
+                if (write(i ? 1 : polls[1].fd, bytes, (size_t)size) != size)
+                    return refused("write");
+            }
+    return 1;
+}
+
+static int flood(const char *address, const char *count)
+{
+    struct sockaddr_in peer = {.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(address)};
+
+    for (int i = 0; i < atoi(count); i++) {
+        int fd = socket(AF_INET, SOCK_DGRAM, 0);
+
+        peer.sin_port = htons((unsigned short)(20000 + i));
+        if (sendto(fd, "flood", 5, 0, (struct sockaddr *)&peer, sizeof peer) < 0)
+            return refused("sendto");
+        close(fd);
+    }
+    return 0;
+}
+
+static int raw(const char *source, const char *address, const char *port, int pieces)
 {
     struct {
         struct iphdr ip;
         struct udphdr udp;
-        char text[4];
-    } packet = {.ip = {.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP}, .text = "raw"};
+        char text[8];
+    } packet = {.ip = {.version = 4, .ihl = 5, .ttl = 64, .protocol = IPPROTO_UDP, .id = 77}, .text = "raw"};
+    struct {
+        struct iphdr ip;
+        char text[8];
+    } rest = {.text = "rest"};
     struct sockaddr_in target = {.sin_family = AF_INET};
     int on = 1, fd = socket(AF_INET, SOCK_RAW, IPPROTO_UDP);
+    unsigned short length = sizeof packet - sizeof packet.ip;
 
     packet.ip.tot_len = htons(sizeof packet);
     packet.ip.saddr = inet_addr(source);
     packet.ip.daddr = target.sin_addr.s_addr = inet_addr(address);
-    packet.udp = (struct udphdr){.source = htons(4444), .dest = htons((unsigned short)atoi(port)), .len = htons(sizeof packet - sizeof packet.ip)};
+    packet.udp = (struct udphdr){.source = htons(4444), .dest = htons((unsigned short)atoi(port)), .len = htons(length)};
     if (fd < 0 || setsockopt(fd, IPPROTO_IP, IP_HDRINCL, &on, sizeof on) < 0)
         return refused("a raw socket");
-    return sendto(fd, &packet, sizeof packet, 0, (struct sockaddr *)&target, sizeof target) < 0 ? refused("sendto") : 0;
+    if (pieces) {
+        setsockopt(fd, IPPROTO_IP, IP_NODEFRAG, &on, sizeof on);
+        packet.udp.len = htons(length + sizeof rest.text);
+        packet.ip.frag_off = htons(IP_MF);
+        rest.ip = packet.ip;
+        rest.ip.tot_len = htons(sizeof rest);
+        rest.ip.frag_off = htons(length / 8);
+    }
+    if (sendto(fd, &packet, sizeof packet, 0, (struct sockaddr *)&target, sizeof target) < 0
+        || (pieces && sendto(fd, &rest, sizeof rest, 0, (struct sockaddr *)&target, sizeof target) < 0))
+        return refused("sendto");
+    return 0;
+}
+
+static void echo_datagrams(struct sockaddr_in address)
+{
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    char bytes[65536];
+
+    if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        return;
+    for (;;) {
+        socklen_t length = sizeof address;
+        ssize_t size = recvfrom(fd, bytes, sizeof bytes, 0, (struct sockaddr *)&address, &length);
+
+        if (size < 0 || sendto(fd, bytes, (size_t)size, 0, (struct sockaddr *)&address, length) != size)
+            return;
+    }
 }
 
 static int frame(const char *interface)
@@ -89,6 +160,11 @@ static int echo(const char *port)
     if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 1024) < 0)
         return refused("listening");
     signal(SIGCHLD, SIG_IGN);
+    if (fork() == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        echo_datagrams(address);
+        return 1;
+    }
     if (write(1, "listening\n", 10) != 10)
         return 1;
     for (;;) {
@@ -109,9 +185,15 @@ int main(int argc, char **argv)
 {
     if (argc == 5 && !strcmp(argv[1], "udp"))
         return udp(argv[2], argv[3], argv[4]);
+    if (argc == 4 && !strcmp(argv[1], "chat"))
+        return chat(argv[2], argv[3]);
+    if (argc == 4 && !strcmp(argv[1], "flood"))
+        return flood(argv[2], argv[3]);
     if (argc == 3 && !strcmp(argv[1], "echo"))
         return echo(argv[2]);
     if (argc == 3 && !strcmp(argv[1], "frame"))
         return frame(argv[2]);
-    return argc == 5 && !strcmp(argv[1], "raw") ? raw(argv[2], argv[3], argv[4]) : 2;
+    if (argc == 5 && !strcmp(argv[1], "pieces"))
+        return raw(argv[2], argv[3], argv[4], 1);
+    return argc == 5 && !strcmp(argv[1], "raw") ? raw(argv[2], argv[3], argv[4], 0) : 2;
 }

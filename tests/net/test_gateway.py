@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,34 +15,22 @@ from hutch.errors import NetworkError
 from hutch.host import netns
 from hutch.host.proc import poll_until
 from hutch.runtime.runtime import LocalRuntime
-from tests.net.conftest import IMAGE, call, get
+from tests.net.conftest import IMAGE, call, gateways, get
 from tests.net.world import GOOD, NOWHERE, OTHER
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hutch.runtime.box import LocalBox
     from tests.net.world import World
 
 pytestmark = pytest.mark.anyio
 
 
-def _gateways(home: Path, module: str = "hutch.runtime.gateway") -> list[int]:
-    """The processes that run a module for a home."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if os.fsencode(home) in words and words[words.index(b"-m") + 1] == module.encode():
-                found.append(int(entry.name))
-    return found
-
-
 async def _only_gateway(home: Path) -> int:
     """The one gateway; a process that it has just started looks like it for a moment."""
-    assert await poll_until(lambda: len(_gateways(home)) == 1, 10)
-    return _gateways(home)[0]
+    assert await poll_until(lambda: len(gateways(home)) == 1, 10)
+    return gateways(home)[0]
 
 
 async def _box(runtime: LocalRuntime, name: str = "box") -> LocalBox:
@@ -61,10 +48,10 @@ async def test_one_gateway_serves_all_boxes_and_ends_with_the_last(
     runtime: LocalRuntime, home: Path, world: World
 ) -> None:
     boxes = [await _box(runtime, name) for name in ("one", "two", "three")]
-    assert len(_gateways(home)) == 1
+    assert len(gateways(home)) == 1
     for box in boxes:
         await box.remove(force=True)
-    assert await poll_until(lambda: not _gateways(home) and not _gateways(home, "hutch.host.keeper"), 20)
+    assert await poll_until(lambda: not gateways(home) and not gateways(home, "hutch.host.keeper"), 20)
     assert not (home / "gateway.sock").exists()
     assert await _reaches(await _box(runtime))
 
@@ -72,7 +59,7 @@ async def test_one_gateway_serves_all_boxes_and_ends_with_the_last(
 async def test_without_a_network_there_is_none(runtime: LocalRuntime, home: Path, world: World) -> None:
     box = await runtime.create(IMAGE)
     await box.run("true")
-    assert not _gateways(home)
+    assert not gateways(home)
 
 
 async def test_a_detached_box_keeps_its_door(home: Path, world: World) -> None:
@@ -82,7 +69,7 @@ async def test_a_detached_box_keeps_its_door(home: Path, world: World) -> None:
     async with LocalRuntime(home) as runtime:
         box = await runtime.get("box")
         assert await _reaches(box)
-        assert _gateways(home) == [gateway]
+        assert gateways(home) == [gateway]
         await box.remove(force=True)
 
 
@@ -94,21 +81,21 @@ async def test_a_killed_gateway_comes_back_by_itself(runtime: LocalRuntime, home
     os.kill(gateway, signal.SIGKILL)
     await caller.receive_all()
     await caller.close()
-    assert await poll_until(lambda: _gateways(home) not in ([], [gateway]), 20)
+    assert await poll_until(lambda: gateways(home) not in ([], [gateway]), 20)
     with anyio.fail_after(20):
         while not await _reaches(box):
             await anyio.sleep(0.05)
     assert "no rule" in await get(box, OTHER, "other.test")
-    assert len(_gateways(home)) == 1
+    assert len(gateways(home)) == 1
 
 
 async def test_whoever_comes_next_brings_it_back(home: Path, world: World) -> None:
     """Both the gateway and its keeper were killed."""
     async with LocalRuntime(home) as runtime:
         await _box(runtime)
-    for pid in _gateways(home, "hutch.host.keeper") + _gateways(home):
+    for pid in gateways(home, "hutch.host.keeper") + gateways(home):
         os.kill(pid, signal.SIGKILL)
-    assert await poll_until(lambda: not _gateways(home), 10)
+    assert await poll_until(lambda: not gateways(home), 10)
     async with LocalRuntime(home) as runtime:
         box = await runtime.get("box")
         assert await _reaches(box)
@@ -121,9 +108,9 @@ async def test_while_it_is_gone_a_hostile_box_gains_nothing(runtime: LocalRuntim
     await box.start()
     taken = "for p in $(awk 'NR > 1 && $4 == \"0A\" {print $2}' /proc/net/tcp | cut -d: -f2); do echo $((0x$p)); done"
     (port,) = (await box.run("sh", "-c", taken)).text.split()
-    for pid in _gateways(home, "hutch.host.keeper") + _gateways(home):
+    for pid in gateways(home, "hutch.host.keeper") + gateways(home):
         os.kill(pid, signal.SIGKILL)
-    assert await poll_until(lambda: not _gateways(home), 10)
+    assert await poll_until(lambda: not gateways(home), 10)
     thief = await box.exec("sh", "-c", f"until talk echo {port} 2>/dev/null; do :; done")  # it ends by and by
     assert await anext(aiter(thief.stdout)) == b"listening\n"
     caller = await call(box, OTHER, 80)
@@ -141,7 +128,7 @@ async def test_a_box_that_is_killed_takes_its_door_along(runtime: LocalRuntime, 
     pid = (await box.info()).pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert await poll_until(lambda: not _gateways(home), 20)
+    assert await poll_until(lambda: not gateways(home), 20)
     await box.start()
     assert await _reaches(box)
 

@@ -62,7 +62,7 @@ async def test_root_cannot_change_its_network(box: LocalBox, command: str) -> No
 async def test_raw_packets_stay_in_the_namespace(box: LocalBox, world: World, talk: Path) -> None:
     """With the source of the host, of the box, and of another peer; the control is the same packet from the host."""
     subprocess.run([talk, "raw", HOST, GOOD, "9999"], check=True, timeout=10)
-    assert await poll_until(lambda: world.datagrams == [b"raw\0"], 5)
+    assert await poll_until(lambda: world.datagrams == [b"raw\0\0\0\0\0"], 5)
     world.reset()
     for source in (HOST, "192.0.2.2", "192.0.2.1", OTHER, "127.0.0.1"):
         for address, port in ((GOOD, "9999"), (NAMES, "53")):

@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from hutch.net.meter import Meter
 from hutch.net.relay import Relay, reset_at_close
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Ends(NamedTuple):
 
     box: socket.socket
     peer: socket.socket
-    counts: list[int]
+    meter: Meter
     ended: anyio.Event
     scope: anyio.CancelScope
 
@@ -43,19 +44,12 @@ def _pair() -> tuple[socket.socket, socket.socket]:
 @contextlib.asynccontextmanager
 async def _joined() -> AsyncIterator[Ends]:
     (box, near), (peer, far) = _pair(), _pair()
-    counts = [0, 0]
-
-    def sent(size: int) -> None:
-        counts[0] += size
-
-    def received(size: int) -> None:
-        counts[1] += size
-
-    ends = Ends(box, peer, counts, anyio.Event(), anyio.CancelScope())
+    meter = Meter()
+    ends = Ends(box, peer, meter, anyio.Event(), anyio.CancelScope())
 
     async def run() -> None:
         with ends.scope:
-            await Relay(near, far, sent=sent, received=received).run()
+            await Relay(near, far, meter).run()
         ends.ended.set()
 
     async with anyio.create_task_group() as tasks:
@@ -90,7 +84,7 @@ async def test_bytes_and_ends() -> None:
             tasks.start_soon(write, ends.peer, back)  # after the end of the other way
             assert await _read(ends.box) == back
         await ends.ended.wait()
-        assert ends.counts == [len(there), len(back)]
+        assert (ends.meter.outward.total, ends.meter.inward.total) == (len(there), len(back))
 
 
 @pytest.mark.parametrize("side", ["box", "peer"])

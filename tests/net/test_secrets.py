@@ -9,8 +9,7 @@ import pytest
 
 from hutch.errors import InvalidArgumentError
 from hutch.types import Secret
-from tests.net.conftest import IMAGE, get, get_tls
-from tests.net.test_gateway import _gateways
+from tests.net.conftest import IMAGE, gateways, get, get_tls
 from tests.net.world import GOOD, OTHER
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ async def test_the_value_is_nowhere(
         if place.is_file():
             assert VALUE.encode() not in place.read_bytes(), place
     assert VALUE not in (home / "gateway.log").read_text()
-    for pid in _gateways(home) + _gateways(home, "hutch.host.keeper"):
+    for pid in gateways(home) + gateways(home, "hutch.host.keeper"):
         for name in ("environ", "cmdline"):
             assert VALUE.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
     assert ((home / "secrets.key").stat().st_mode & 0o777) == 0o600

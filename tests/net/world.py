@@ -139,11 +139,14 @@ class World:
 
     def start(self) -> list[socket.socket]:
         """Start all servers."""
-        datagrams = self.open(socket.AF_INET, socket.SOCK_DGRAM, GOOD, 9999)
-        threading.Thread(target=self._note_datagrams, args=(datagrams,), daemon=True).start()
+        datagrams = []
+        for address in (GOOD, OTHER, PRIVATE, METADATA, GOOD6):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            datagrams.append(self.open(family, socket.SOCK_DGRAM, address, 9999))
+            threading.Thread(target=self._note_datagrams, args=(datagrams[-1],), daemon=True).start()
         names = self.open(socket.AF_INET, socket.SOCK_DGRAM, NAMES, 53)
         threading.Thread(target=self._answer, args=(names,), daemon=True).start()
-        started = [datagrams, names, self.serve(NAMES, 53, self._answer_stream), self.serve(GOOD, 7777, _echo)]
+        started = [*datagrams, names, self.serve(NAMES, 53, self._answer_stream), self.serve(GOOD, 7777, _echo)]
         started += [self.serve(address, 80, self.http) for address in (GOOD, OTHER, PRIVATE, METADATA, GOOD6)]
         started += [self.serve(address, 443, self.https) for address in (GOOD, OTHER)]
         return started

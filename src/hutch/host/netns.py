@@ -26,16 +26,22 @@ _SECONDS = 20.0
 
 class DoorSockets(msgspec.Struct, frozen=True):
     """Where the packets of a box end. TCP sockets listen, and an accepted connection knows where it was meant to go;
-    UDP sockets get what was sent to port 53. The IPv6 ones are ``None`` where the kernel has no IPv6."""
+    DNS sockets get what was sent to port 53 by UDP, the other UDP sockets the rest, with its destination
+    (IP_RECVORIGDSTADDR). Raw sockets send packets with headers into the namespace. The IPv6 ones are ``None`` where the
+    kernel has no IPv6."""
 
     tcp4: socket.socket
+    dns4: socket.socket
     udp4: socket.socket
+    raw4: socket.socket
     tcp6: socket.socket | None = None
+    dns6: socket.socket | None = None
     udp6: socket.socket | None = None
+    raw6: socket.socket | None = None
 
     def all(self) -> Iterator[socket.socket]:
         """All that there are."""
-        return (each for each in (self.tcp4, self.udp4, self.tcp6, self.udp6) if each is not None)
+        return (each for each in msgspec.structs.astuple(self) if each is not None)
 
 
 def nft() -> str | None:
@@ -73,9 +79,9 @@ async def open_door(pidfd: int) -> DoorSockets:
 
 
 def _received(control: socket.socket) -> DoorSockets:
-    text, descriptors, _, _ = socket.recv_fds(control, 4096, 4)
+    text, descriptors, _, _ = socket.recv_fds(control, 4096, 8)
     sockets = [socket.socket(fileno=fd) for fd in descriptors]
-    if text == b"D" and len(sockets) in (2, 4):
+    if text == b"D" and len(sockets) in (4, 8):
         return DoorSockets(*sockets)
     for each in sockets:
         each.close()

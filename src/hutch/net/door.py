@@ -16,13 +16,14 @@ import struct
 from typing import TYPE_CHECKING
 
 import anyio
-import msgspec
 
+from hutch.core.packets import End
 from hutch.core.policy import GATEWAY_ADDRESS, Policy, Verdict, plain_address
 from hutch.core.sniff import LIMIT, Kind, Sniffer
 from hutch.errors import NetworkError
 from hutch.net import upstream
 from hutch.net.dns import NameService
+from hutch.net.flows import Flows, Way
 from hutch.net.http import Exchange, Peers, Refused
 from hutch.net.link import PlainLink, TlsLink
 from hutch.net.relay import Relay, reset_at_close, tune
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hutch.host.netns import DoorSockets
     from hutch.net.intercept import Interceptor
     from hutch.net.journal import Journal
+    from hutch.net.meter import Meter
     from hutch.net.resolver import Resolver
 
 log = logging.getLogger("hutch.net")
@@ -45,15 +47,6 @@ _ORIGINAL_DESTINATION = 80
 _SOL_IPV6 = 41
 _LOOPBACK = ipaddress.ip_address("127.0.0.1")
 _GATEWAY = ipaddress.ip_address(GATEWAY_ADDRESS)
-
-
-class Counters(msgspec.Struct):
-    """What went through a door: bytes of the box's connections, and how many there were."""
-
-    sent: int = 0
-    received: int = 0
-    connections: int = 0
-    refused: int = 0
 
 
 class _Call:
@@ -68,7 +61,7 @@ class _Call:
         self.scope = anyio.CancelScope()
 
     def __str__(self) -> str:
-        return f"[{self.peer}]:{self.port}" if self.peer.version == 6 else f"{self.peer}:{self.port}"
+        return str(End(self.peer, self.port))
 
 
 class Door:
@@ -80,16 +73,18 @@ class Door:
         policy: Policy,
         resolver: Resolver,
         journal: Journal,
+        meter: Meter,
         interceptor: Interceptor | None = None,
     ) -> None:
-        self.counters = Counters()
         self._sockets = sockets
+        self._meter = meter
         self._policy = policy
         self._resolver = resolver
         self._journal = journal
         self._interceptor = interceptor
         self._names = NameService(resolver, lambda: self._policy, journal)
         self._calls: set[_Call] = set()
+        self._flows = Flows(self._judge_datagram, self._may_stay_datagram, self._refuse_datagram, meter)
 
     async def run(self) -> None:
         """Serve; the sockets are closed in the end."""
@@ -98,9 +93,13 @@ class Door:
                 for listener in (self._sockets.tcp4, self._sockets.tcp6):
                     if listener is not None:
                         tasks.start_soon(self._accept, listener, tasks)
-                for receiver in (self._sockets.udp4, self._sockets.udp6):
+                for receiver in (self._sockets.dns4, self._sockets.dns6):
                     if receiver is not None:
                         tasks.start_soon(self._answer_datagrams, receiver, tasks)
+                ways = [Way(self._sockets.udp4, self._sockets.raw4)]
+                if self._sockets.udp6 is not None and self._sockets.raw6 is not None:
+                    ways.append(Way(self._sockets.udp6, self._sockets.raw6))
+                tasks.start_soon(self._flows.run, ways)
         finally:
             for each in self._sockets.all():
                 each.close()
@@ -112,6 +111,7 @@ class Door:
             if not self._may_stay(call):
                 self._refuse(call, "the policy was changed")
                 call.scope.cancel()
+        self._flows.judge_anew()
 
     # TCP.
 
@@ -134,7 +134,7 @@ class Door:
 
     async def _serve(self, connection: socket.socket, call: _Call) -> None:
         self._calls.add(call)
-        self.counters.connections += 1
+        self._meter.connections += 1
         try:
             with call.scope:
                 tune(connection)
@@ -156,7 +156,7 @@ class Door:
         if call.port == _DNS_PORT:
             await self._answer_stream(connection)
             return
-        match self._verdict(call):
+        match self._verdict(call.peer, call.port):
             case Verdict.ALLOW:
                 await self._admit(connection, call)
             case Verdict.ASK:
@@ -173,25 +173,24 @@ class Door:
                 await self._intercept(connection, call, sniffer)
                 return
             beginning = bytes(sniffer.data)
-        peer = _LOOPBACK if call.peer == _GATEWAY else call.peer
-        await self._join(connection, await upstream.connect([peer], call.port), beginning)
+        await self._join(connection, await upstream.connect([_target(call.peer)], call.port), beginning)
 
-    def _verdict(self, call: _Call) -> Verdict:
-        if call.peer != _GATEWAY:
-            return self._policy.address(call.peer, call.port, own=upstream.is_own(call.peer))
-        verdict = self._policy.address(_LOOPBACK, call.port)
-        return Verdict.ALLOW if verdict is Verdict.REFUSE and self._policy.host(call.port) else verdict
+    def _verdict(self, peer: Address, port: int) -> Verdict:
+        if peer != _GATEWAY:
+            return self._policy.address(peer, port, own=upstream.is_own(peer))
+        verdict = self._policy.address(_LOOPBACK, port)
+        return Verdict.ALLOW if verdict is Verdict.REFUSE and self._policy.host(port) else verdict
 
     def _may_stay(self, call: _Call) -> bool:
         if call.name:
             return self._policy.name(call.name, call.port)
-        verdict = self._verdict(call)
+        verdict = self._verdict(call.peer, call.port)
         return verdict is Verdict.ALLOW or (verdict is Verdict.ASK and call.open_question)
 
     async def _ask(self, connection: socket.socket, call: _Call) -> None:
         sniffer = await self._sniff(connection)
         if sniffer.kind is Kind.HTTP:
-            box = PlainLink(connection, self._count_sent, bytes(sniffer.data))
+            box = PlainLink(connection, self._meter.outward, bytes(sniffer.data))
             await Exchange(box, Peers(lambda name: self._open(call, name), _unchanged, call.port)).run()
         elif self._interceptor is not None and self._interceptor.is_for(sniffer.name, call.port):
             await self._intercept(connection, call, sniffer)
@@ -206,7 +205,7 @@ class Door:
         """Be the host towards the box, and the box towards the host."""
         assert self._interceptor is not None
         interceptor, name = self._interceptor, sniffer.name
-        box = TlsLink(PlainLink(connection, self._count_sent, bytes(sniffer.data)), interceptor.server_context(name))
+        box = TlsLink(PlainLink(connection, self._meter.outward, bytes(sniffer.data)), interceptor.server_context(name))
         with anyio.fail_after(_HELLO_SECONDS):
             await box.handshake()
 
@@ -235,7 +234,7 @@ class Door:
         return sniffer
 
     async def _open(self, call: _Call, name: str) -> PlainLink:
-        return PlainLink(await self._connect(call, name), self._count_received)
+        return PlainLink(await self._connect(call, name), self._meter.inward)
 
     async def _connect(self, call: _Call, name: str) -> socket.socket:
         call.name, call.open_question = name, False
@@ -250,13 +249,32 @@ class Door:
             except BaseException:
                 far.close()
                 raise
-            self._count_sent(len(beginning))
-        await Relay(near, far, sent=self._count_sent, received=self._count_received).run()
+            self._meter.outward.count(len(beginning))
+        await Relay(near, far, self._meter).run()
+
+    # UDP.
+
+    def _judge_datagram(self, peer: End) -> Address:
+        if self._interceptor is not None and self._interceptor.has_port(peer.port):
+            raise Refused("hosts of secrets have this port, and they are reached by TCP")
+        match self._verdict(*peer):
+            case Verdict.ASK:
+                raise Refused("only names are allowed, and UDP does not tell one")
+            case Verdict.REFUSE:
+                raise Refused("the policy has no rule for the address")
+        return _target(peer.address)
+
+    def _may_stay_datagram(self, peer: End) -> bool:
+        return self._verdict(*peer) is Verdict.ALLOW
+
+    def _refuse_datagram(self, peer: End, reason: str) -> None:
+        self._meter.refused += 1
+        self._journal.refuse("udp", str(peer), reason)
 
     # DNS.
 
     async def _answer_stream(self, connection: socket.socket) -> None:
-        link = PlainLink(connection, lambda size: None)
+        link = PlainLink(connection)
         data = b""
         while True:
             while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
@@ -292,14 +310,12 @@ class Door:
     # Private methods.
 
     def _refuse(self, call: _Call, reason: str) -> None:
-        self.counters.refused += 1
+        self._meter.refused += 1
         self._journal.refuse("tcp", str(call), reason, call.name)
 
-    def _count_sent(self, size: int) -> None:
-        self.counters.sent += size
 
-    def _count_received(self, size: int) -> None:
-        self.counters.received += size
+def _target(peer: Address) -> Address:
+    return _LOOPBACK if peer == _GATEWAY else peer
 
 
 def _unchanged(name: str, request: h11.Request) -> h11.Request:

@@ -9,7 +9,7 @@ import ssl
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from hutch.net.meter import Line
 
 _READ_BYTES = 128 * 1024
 
@@ -34,20 +34,24 @@ class Link(Protocol):
 
 
 class PlainLink:
-    """A connected, non-blocking socket. ``beginning``: bytes that were read from it already."""
+    """A connected, non-blocking socket. ``line``: counts and limits what is received; ``beginning``: bytes that were
+    read from it already."""
 
-    def __init__(self, connection: socket.socket, count: Callable[[int], None], beginning: bytes = b"") -> None:
+    def __init__(self, connection: socket.socket, line: Line | None = None, beginning: bytes = b"") -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = connection
-        self._count = count
+        self._line = line
         self._beginning = beginning
 
     async def receive(self) -> bytes:
         """See `Link`."""
         data, self._beginning = self._beginning, b""
         if not data:
-            data = await self._loop.sock_recv(self._socket, _READ_BYTES)
-        self._count(len(data))
+            data = await self._loop.sock_recv(
+                self._socket, min(_READ_BYTES, self._line.piece if self._line else _READ_BYTES)
+            )
+        if self._line is not None and (pause := self._line.count(len(data))):
+            await asyncio.sleep(pause)
         return data
 
     async def send(self, data: bytes) -> None:

@@ -17,7 +17,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from hutch.net.meter import Line, Meter
 
 _PIPE_BYTES = 1 << 20
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -27,20 +27,13 @@ _RESET = struct.pack("ii", 1, 0)
 class Relay:
     """Joins two connected, non-blocking sockets, and closes both in the end."""
 
-    def __init__(
-        self,
-        near: socket.socket,
-        far: socket.socket,
-        *,
-        sent: Callable[[int], None],
-        received: Callable[[int], None],
-    ) -> None:
-        """``sent`` is told the numbers of bytes that go from near to far, ``received`` those of the other way."""
+    def __init__(self, near: socket.socket, far: socket.socket, meter: Meter) -> None:
+        """``near`` is the side of the box."""
         self._loop = asyncio.get_running_loop()
         self._sockets = (near, far)
         self._done = self._loop.create_future()
         self._open = 2
-        self._ways = (_Way(self, near, far, sent), _Way(self, far, near, received))
+        self._ways = (_Way(self, near, far, meter.outward), _Way(self, far, near, meter.inward))
 
     async def run(self) -> None:
         """Pass on until both sides have ended, one broke off, or the task is cancelled."""
@@ -53,9 +46,9 @@ class Relay:
                 reset_at_close(each)
             raise
         finally:
+            for way in self._ways:
+                way.stop()
             for each in self._sockets:
-                self._loop.remove_reader(each.fileno())
-                self._loop.remove_writer(each.fileno())
                 each.close()
 
     def ended(self) -> None:
@@ -75,25 +68,35 @@ class Relay:
 class _Way:
     """One direction."""
 
-    def __init__(
-        self, relay: Relay, source: socket.socket, target: socket.socket, count: Callable[[int], None]
-    ) -> None:
+    def __init__(self, relay: Relay, source: socket.socket, target: socket.socket, line: Line) -> None:
         self._relay = relay
         self._loop = asyncio.get_running_loop()
         self._target = target
         # The event loop is given numbers: of a socket that it does not know yet it would make a (costly) description.
         self._source_fd, self._target_fd = source.fileno(), target.fileno()
-        self._count = count
+        self._line = line
+        self._pause: asyncio.TimerHandle | None = None
         self._rest = b""
 
     def resume(self) -> None:
-        """Read on."""
-        self._loop.add_reader(self._source_fd, self._read)
+        """Read on, when the box's limit allows."""
+        if pause := self._line.pause():
+            self._pause = self._loop.call_later(pause, self.resume)
+        else:
+            self._loop.add_reader(self._source_fd, self._read)
+
+    def stop(self) -> None:
+        """Do nothing any more."""
+        for fd in (self._source_fd, self._target_fd):
+            self._loop.remove_reader(fd)
+            self._loop.remove_writer(fd)
+        if self._pause is not None:
+            self._pause.cancel()
 
     def _read(self) -> None:
         entrance, exit_ = _pipe()
         try:
-            size = os.splice(self._source_fd, entrance, _PIPE_BYTES, flags=_SPLICE)
+            size = os.splice(self._source_fd, entrance, self._line.piece, flags=_SPLICE)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -105,7 +108,7 @@ class _Way:
                 self._target.shutdown(socket.SHUT_WR)
             self._relay.ended()
             return
-        self._count(size)
+        pause = self._line.count(size)
         left = size
         try:
             while left:
@@ -117,6 +120,10 @@ class _Way:
         except OSError:
             _drained(exit_, left)  # the next connection must not find it
             self._relay.broken()
+        else:
+            if pause:
+                self._loop.remove_reader(self._source_fd)
+                self.resume()
 
     def _write(self) -> None:
         try:

@@ -32,6 +32,7 @@ from hutch.host.proc import poll_until
 from hutch.net.door import Door
 from hutch.net.intercept import Interceptor
 from hutch.net.journal import Journal
+from hutch.net.meter import Meter
 from hutch.net.resolver import Resolver, host_sources
 from hutch.runtime.gatekeeper import REQUEST_BYTES, SOCKET, Reply, Request, is_served, listens
 from hutch.runtime.lives import ALIVE
@@ -60,6 +61,7 @@ class _Served:
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
+        self.meter = Meter()
         self.door: Door | None = None
         self.ports: tuple[PublishedPort, ...] = ()
         self.tasks: TaskGroup | None = None
@@ -135,11 +137,12 @@ class Gateway:
         served = self._served.get(request.box)
         if served is None:
             return Reply()
-        if served.door is None:
-            return Reply(ports=served.ports)
-        counters = served.door.counters
+        meter = served.meter
         return Reply(
-            ports=served.ports, sent=counters.sent, received=counters.received, connections=counters.connections
+            ports=served.ports,
+            sent=meter.outward.total,
+            received=meter.inward.total,
+            connections=meter.connections,
         )
 
     # Boxes.
@@ -164,7 +167,9 @@ class Gateway:
             elif policy.outbound is not Outbound.DISABLED:
                 await engine.link(directory)
                 sockets = await netns.open_door(served.pidfd)
-                served.door = Door(sockets, policy, self._resolver, Journal(directory), self._interceptor(record))
+                served.door = Door(
+                    sockets, policy, self._resolver, Journal(directory), served.meter, self._interceptor(record)
+                )
                 assert served.tasks is not None
                 served.tasks.start_soon(served.door.run)
 
