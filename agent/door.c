@@ -35,7 +35,7 @@
 #define OWN "{ 127.0.0.0/8, " BOX_ADDRESS " }"
 #define OWN6 "{ ::1, " BOX_ADDRESS6 " }"
 
-enum { CONTROL = 0, PROCESS = 3, BACKLOG = 1024 };
+enum { CONTROL = 0, PROCESS = 3, BACKLOG = 1024, BURST = 1 << 20 };
 /* The sockets of one protocol, and of both. */
 enum { TCP, DNS, OTHER, RAW, KINDS, SOCKETS = 2 * KINDS };
 
@@ -135,11 +135,12 @@ static bool configure6(void)
 /* The socket gets packets for any address, and is told which: IP_TRANSPARENT, IP_RECVORIGDSTADDR, and the same of IPv6. */
 static void take_all(int fd, int family)
 {
-    int level = family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6, on = 1;
+    int level = family == AF_INET ? IPPROTO_IP : IPPROTO_IPV6, on = 1, space = BURST;
 
     if (setsockopt(fd, level, family == AF_INET ? IP_TRANSPARENT : IPV6_TRANSPARENT, &on, sizeof on) < 0
         || setsockopt(fd, level, family == AF_INET ? IP_RECVORIGDSTADDR : IPV6_RECVORIGDSTADDR, &on, sizeof on) < 0)
         fail("preparing the gateway's socket for UDP");
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &space, sizeof space); /* an older kernel lets a burst lose more */
 }
 
 /* Bound to the loopback address, where redirected packets arrive, so that answers have the source that conntrack turns back. */

@@ -330,6 +330,10 @@ class Network:
         """Change whom the box may reach: ``disabled``, ``enabled``, or ``allow-list`` (the default where rules are"""
         return self._portal.call(functools.partial(self._wrapped.update, outbound, allow=allow))
 
+    def limit(self, *, send_rate: int | None = None, receive_rate: int | None = None) -> NetPolicy:
+        """Change how many bytes a second the box may send and receive, over all its connections and published ports"""
+        return self._portal.call(functools.partial(self._wrapped.limit, send_rate=send_rate, receive_rate=receive_rate))
+
     def log(self) -> list[Refusal]:
         """Return what the box was refused, oldest first; the newest few thousand entries."""
         return self._portal.call(functools.partial(self._wrapped.log))

@@ -70,11 +70,14 @@ class PublishedPort(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class NetPolicy(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The network of a box. ``allow``: the rules of the allow-list (docs/network.md)."""
+    """The network of a box. ``allow``: the rules of the allow-list (docs/network.md); the rates: how many bytes a
+    second it may send and receive at most (``None``: as many as the machine can carry)."""
 
     outbound: Outbound = Outbound.DISABLED
     allow: tuple[str, ...] = ()
     ports: tuple[PublishedPort, ...] = ()
+    send_rate: int | None = None
+    receive_rate: int | None = None
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True, gc=False):

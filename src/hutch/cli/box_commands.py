@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hutch.cli import options
 from hutch.cli.parser import Argument, Command, Option
-from hutch.cli.shared_options import ALLOW_NET, BOX, JSON, PLATFORM, QUIET
+from hutch.cli.shared_options import ALLOW_NET, BOX, JSON, PLATFORM, QUIET, RATES
 
 INTERACTIVE = Option("-i --interactive", "", "forward standard input")
 TTY = Option("-t --tty", "", "give the command a terminal")
@@ -49,6 +49,7 @@ SPECIFICATION = (
     ),
     Option("--network", "MODE", "whom the box may reach (default disabled)", choices=("enabled", "disabled")),
     ALLOW_NET,
+    *RATES,
     Option(
         "--secret",
         "NAME[=VALUE]@HOST,...",

@@ -29,6 +29,9 @@ async def show(session: Session, args: Arguments) -> int:
     output.line(f"outbound: {policy.outbound}")
     for rule in policy.allow:
         output.line(f"allow: {rule}")
+    for what, rate in (("send rate", policy.send_rate), ("receive rate", policy.receive_rate)):
+        if rate is not None:
+            output.line(f"{what}: {output.size(rate)}/s")
     for port in policy.ports:
         host = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
         output.line(f"port: {host}:{port.host_port or 'any'} -> {port.port}")
@@ -37,11 +40,22 @@ async def show(session: Session, args: Arguments) -> int:
 
 async def set_(session: Session, args: Arguments) -> int:
     """Change the policy of a box."""
-    if args.network is None and not args.allow_net:
-        raise UsageError("nothing to change: give --network or --allow-net")
+    peers = args.network is not None or bool(args.allow_net)
+    rates = (args.send_rate, args.receive_rate)
+    if not peers and rates == (None, None):
+        raise UsageError("nothing to change: give --network, --allow-net, --send-rate or --receive-rate")
     policy = network_policy(args.network, args.allow_net)
     async with session.runtime() as runtime:
-        await (await runtime.get(args.box)).network.update(policy.outbound, allow=policy.allow)
+        network = (await runtime.get(args.box)).network
+        if rates != (None, None):
+            before = await network.get()
+            send, receive = (
+                old if new is None else new or None
+                for new, old in zip(rates, (before.send_rate, before.receive_rate), strict=True)
+            )
+            await network.limit(send_rate=send, receive_rate=receive)
+        if peers:
+            await network.update(policy.outbound, allow=policy.allow)
     return 0
 
 

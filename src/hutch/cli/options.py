@@ -45,6 +45,11 @@ def disk(text: str) -> int:
     return -(-_size(text, 1 << 30, "10g") // (1 << 30))
 
 
+def rate(text: str) -> int:
+    """``500k``, ``2m``, or a plain number of bytes, a second; ``none`` → 0."""
+    return 0 if text == "none" else _size(text, 1, "500k or 2m, or none")
+
+
 def _size(text: str, unit: int, example: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     size = math.ceil(float(match[1]) * _UNITS.get(match[2].lower(), unit)) if match else 0

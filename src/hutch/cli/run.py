@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 
 from hutch.cli import output, terminal
 from hutch.cli.connection import Connection
@@ -151,7 +152,11 @@ async def _create(runtime: Runtime, args: Arguments, command: tuple[str, ...] | 
             disk_gb=args.disk,
             pids=args.pids or None,
             mounts=[Mount(**mount._asdict()) for mount in args.volume],
-            network=network_policy(args.network, args.allow_net),
+            network=msgspec.structs.replace(
+                network_policy(args.network, args.allow_net),
+                send_rate=args.send_rate or None,
+                receive_rate=args.receive_rate or None,
+            ),
             secrets=[Secret(**secret._asdict()) for secret in args.secret],
             ports=[PublishedPort(**port._asdict()) for port in args.publish],
             isolation=args.isolation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hutch.cli import options
 from hutch.cli.parser import Argument, Option
 
 # The first one is for commands that are about this machine, too.
@@ -22,6 +23,10 @@ ALLOW_NET = Option(
     "HOST[:PORT]",
     "let the box reach this host: a name, *.NAME, address or network; with --network enabled beyond what that allows",
     many=True,
+)
+RATES = (
+    Option("--send-rate", "RATE", "bytes a second that the box may send, e.g. 500k, 2m, or none", parse=options.rate),
+    Option("--receive-rate", "RATE", "bytes a second that the box may receive", parse=options.rate),
 )
 JSON = Option("--json", "", "print JSON")
 QUIET = Option("-q --quiet", "", "no progress")

@@ -38,14 +38,14 @@ def datagram(source: End, target: End, data: bytes) -> bytes:
 
 def refusal(sender: End, peer: End, *, forbidden: bool) -> bytes:
     """Return the ICMP packet that tells a sender that its datagram to a peer is ``forbidden``, or that nobody listens
-    there."""
+    there. It is from the sender's own machine, as that of a firewall would be."""
     version = sender.address.version
     kind, code = (_FORBIDDEN if forbidden else _NO_PORT)[version]
     lost = _packet(sender.address, peer.address, _UDP, _UDP_HEADER.pack(sender.port, peer.port, _UDP_HEADER.size, 0))
     message = struct.pack(">BBHI", kind, code, 0, 0) + lost
-    pseudo = _pseudo(peer.address, sender.address, _ICMP6, len(message)) if version == 6 else b""
+    pseudo = _pseudo(sender.address, sender.address, _ICMP6, len(message)) if version == 6 else b""
     message = struct.pack(">BBHI", kind, code, _checksum(pseudo + message), 0) + lost
-    return _packet(peer.address, sender.address, _ICMP if version == 4 else _ICMP6, message)
+    return _packet(sender.address, sender.address, _ICMP if version == 4 else _ICMP6, message)
 
 
 def _packet(source: Address, target: Address, protocol: int, body: bytes) -> bytes:

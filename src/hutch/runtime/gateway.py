@@ -161,6 +161,8 @@ class Gateway:
                 return
             if served is None:
                 served = await self._take(record, pid)
+            served.meter.outward.limit(record.spec.network.send_rate)
+            served.meter.inward.limit(record.spec.network.receive_rate)
             policy = _policy(record.spec)
             if served.door is not None:
                 served.door.admit(policy)
@@ -217,7 +219,7 @@ class Gateway:
                 async with anyio.create_task_group() as tasks:
                     served.tasks = tasks
                     for listener, published in zip(listeners, served.ports, strict=True):
-                        tasks.start_soon(serve_port, listener, box, published.port)
+                        tasks.start_soon(serve_port, listener, box, published.port, served.meter)
                     task_status.started()
                     await anyio.wait_readable(served.pidfd)
                     tasks.cancel_scope.cancel()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hutch.net import journal
-from hutch.runtime.spec import build_network
+from hutch.runtime.spec import build_network, check_network
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +31,20 @@ class BoxNetwork:
         """Change whom the box may reach. See `hutch.sdk.base.Network.update`."""
         lives = self._runtime.lives
         async with lives.holding(self._box_id) as record:
-            changed = build_network(outbound, allow, record.spec.network.ports)
+            before = record.spec.network
+            wanted = build_network(outbound, allow, before.ports)
+            changed = msgspec.structs.replace(before, outbound=wanted.outbound, allow=wanted.allow)
             spec = msgspec.structs.replace(record.spec, network=changed)
             await lives.set_network(record, spec)
+        return await self.get()
+
+    async def limit(self, *, send_rate: int | None = None, receive_rate: int | None = None) -> NetPolicy:
+        """Change how fast the box may send and receive. See `hutch.sdk.base.Network.limit`."""
+        lives = self._runtime.lives
+        async with lives.holding(self._box_id) as record:
+            changed = msgspec.structs.replace(record.spec.network, send_rate=send_rate, receive_rate=receive_rate)
+            check_network(changed)
+            await lives.set_network(record, msgspec.structs.replace(record.spec, network=changed))
         return await self.get()
 
     async def log(self) -> list[Refusal]:

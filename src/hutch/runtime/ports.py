@@ -16,6 +16,7 @@ import anyio
 
 from hutch.core import agentproto as proto
 from hutch.errors import HutchError, NetworkError
+from hutch.net.meter import Meter
 from hutch.net.relay import reset_at_close, tune
 from hutch.runtime.checks import check_text, check_whole
 
@@ -205,9 +206,11 @@ def listen_at(host_ip: str, host_port: int) -> socket.socket:
     return listener
 
 
-async def serve_port(listener: socket.socket, box: Host, port: int) -> None:
-    """Join every connection to the listener with one to the box's port, until cancelled."""
+async def serve_port(listener: socket.socket, box: Host, port: int, meter: Meter | None = None) -> None:
+    """Join every connection to the listener with one to the box's port, until cancelled. ``meter`` counts and limits
+    them."""
     loop = asyncio.get_running_loop()
+    meter = meter or Meter()
     async with anyio.create_task_group() as tasks:
         while True:
             try:
@@ -216,32 +219,36 @@ async def serve_port(listener: socket.socket, box: Host, port: int) -> None:
                 log.warning("port %s of box %s: %s", port, box.id, error)
                 await anyio.sleep(0.05)  # too many open files, mostly: they come back when connections end
                 continue
-            tasks.start_soon(_serve_connection, connection, box, port)
+            tasks.start_soon(_serve_connection, connection, box, port, meter)
 
 
-async def _serve_connection(connection: socket.socket, box: Host, port: int) -> None:
+async def _serve_connection(connection: socket.socket, box: Host, port: int, meter: Meter) -> None:
     with connection:
         try:
             tune(connection)
+            meter.connections += 1
             async with await box.ports.connect(port) as tunnel:
-                await join(connection, tunnel)
+                await join(connection, tunnel, meter)
         except (HutchError, OSError) as error:
             log.debug("a connection to port %s of box %s ended: %s", port, box.id, error)
             reset_at_close(connection)
 
 
-async def join(connection: socket.socket, tunnel: Tunnel) -> None:
+async def join(connection: socket.socket, tunnel: Tunnel, meter: Meter | None = None) -> None:
     """Carry bytes both ways, each until its end. Raises `NetworkError` or `OSError` when the connection breaks."""
+    meter = meter or Meter()
     loop = asyncio.get_running_loop()
 
     async def outward() -> None:
         while data := await tunnel.receive():
             await loop.sock_sendall(connection, data)
+            await asyncio.sleep(meter.outward.count(len(data)))
         connection.shutdown(socket.SHUT_WR)
 
     async def inward() -> None:
-        while data := await loop.sock_recv(connection, _PIECE):
+        while data := await loop.sock_recv(connection, min(_PIECE, meter.inward.piece)):
             await tunnel.send(data)
+            await asyncio.sleep(meter.inward.count(len(data)))
         await tunnel.end()
 
     ways = [asyncio.ensure_future(outward()), asyncio.ensure_future(inward())]

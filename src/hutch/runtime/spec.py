@@ -28,6 +28,8 @@ MAX_MEMORY_MIB = 65536
 MAX_CPUS = 32
 MAX_DISK_GB = 1024
 MAX_PIDS = 1 << 22
+MIN_RATE = 1024
+MAX_RATE = 1 << 40
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +111,7 @@ def build_network(
     except ValueError:
         raise InvalidArgumentError(f"outbound {quoted(outbound)} is not one of disabled, enabled, allow-list") from None
     policy = NetPolicy(outbound=kind, allow=tuple(allow or ()), ports=ports)
-    _check_network(policy)
+    check_network(policy)
     return policy
 
 
@@ -137,7 +139,7 @@ def check_spec(spec: BoxSpec) -> None:
         raise InvalidArgumentError(f"hostname {quoted(spec.hostname)} is not valid")
     if spec.stop_signal is not None:
         signal_number(spec.stop_signal)
-    _check_network(spec.network)
+    check_network(spec.network)
     _check_secrets(spec.secrets)
     targets: set[str] = set()
     for mount in spec.mounts:
@@ -214,10 +216,14 @@ def _check_types(spec: BoxSpec) -> None:
         raise InvalidArgumentError(f"the specification of the box is not valid: {error}") from None
 
 
-def _check_network(network: NetPolicy) -> None:
+def check_network(network: NetPolicy) -> None:
+    """Raise `InvalidArgumentError` for what cannot be."""
     Policy(network.outbound, network.allow)
     if network.allow and network.outbound is Outbound.DISABLED:
         raise InvalidArgumentError("a network that is disabled has no rules; leave them out, or leave disabled out")
+    for what, rate in (("send_rate", network.send_rate), ("receive_rate", network.receive_rate)):
+        if rate is not None:
+            check_whole(f"{what} (bytes per second)", rate, MIN_RATE, MAX_RATE)
     for published in network.ports:
         check_whole("the port of the box", published.port, 1, 65535)
         check_whole("the port of the host", published.host_port, 0, 65535)

@@ -225,6 +225,13 @@ class Network(Protocol):
         Raises `NetworkError` when that could not be brought about.
         """
 
+    async def limit(self, *, send_rate: int | None = None, receive_rate: int | None = None) -> NetPolicy:
+        """Change how many bytes a second the box may send and receive, over all its connections and published ports
+        together (``None``: as many as the machine can carry). Holds at once for a box that runs.
+
+        Raises `InvalidArgumentError`, and `NetworkError` when it could not be brought about.
+        """
+
     async def log(self) -> list[Refusal]:
         """Return what the box was refused, oldest first; the newest few thousand entries."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hutch.runtime.spec import build_network
-from hutch.sdk.remote_wire import NetworkBody
+from hutch.sdk.remote_wire import NetworkBody, RatesBody
 from hutch.types import BoxInfo, NetPolicy, Refusal
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ class RemoteNetwork:
         wanted = build_network(outbound, allow, ())
         body = NetworkBody(outbound=wanted.outbound, allow=wanted.allow)
         return await self._http.call("POST", f"{self._box}/network", NetPolicy, body)
+
+    async def limit(self, *, send_rate: int | None = None, receive_rate: int | None = None) -> NetPolicy:
+        """Change how fast the box may send and receive. See `hutch.sdk.base.Network.limit`."""
+        body = RatesBody(send_rate=send_rate, receive_rate=receive_rate)
+        return await self._http.call("POST", f"{self._box}/network/rates", NetPolicy, body)
 
     async def log(self) -> list[Refusal]:
         """Return what the box was refused, oldest first."""

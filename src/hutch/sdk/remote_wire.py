@@ -70,6 +70,13 @@ class NetworkBody(Body, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()
 
 
+class RatesBody(Body, frozen=True, kw_only=True):
+    """``POST …/network/rates``."""
+
+    send_rate: int | None = None
+    receive_rate: int | None = None
+
+
 class SignalBody(Body, frozen=True, kw_only=True):
     """``POST …/kill``, ``POST …/executions/{id}/signal``."""
 

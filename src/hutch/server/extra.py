@@ -79,6 +79,14 @@ def routes(backend: Runtime, rules: Rules) -> list[BaseRoute]:
             takes=wire.NetworkBody,
             gives=NetPolicy,
         ),
+        route(
+            "POST",
+            f"{box}/network/rates",
+            x.limit_network,
+            "Change how fast a box may send and receive",
+            takes=wire.RatesBody,
+            gives=NetPolicy,
+        ),
         route("GET", f"{box}/network/log", x.network_log, "What was refused", gives=list[Refusal]),
         route("GET", f"{box}/wait", x.wait, "Wait for the end of a box", gives=wire.Waited, query=("seconds?",)),
         route("GET", f"{box}/stats", x.stats, "What a box uses", gives=BoxStats),
@@ -214,6 +222,10 @@ class _Extra:
         body = wire.loads(call.body, wire.NetworkBody)
         self._rules.reaching(NetPolicy(outbound=body.outbound, allow=body.allow))
         return await (await self._box(call)).network.update(body.outbound, allow=body.allow)
+
+    async def limit_network(self, call: Call) -> object:
+        body = wire.loads(call.body, wire.RatesBody)
+        return await (await self._box(call)).network.limit(send_rate=body.send_rate, receive_rate=body.receive_rate)
 
     async def network_log(self, call: Call) -> object:
         return await (await self._box(call)).network.log()
