@@ -18,8 +18,9 @@ int agent_run(const struct agent_options *options);
 /* Serve one file operation (FILEOP of the protocol) on stdin, stdout and stderr; returns the exit status. Runs in a forked child. */
 int files_child(int op, const char *path);
 
-/* Join stdin and stdout with a TCP port of the box; returns the exit status. Runs in a forked child. */
+/* Join stdin and stdout with a port of the box ("80", "udp:53"); returns the exit status. Runs in a forked child. */
 int tunnel_child(const char *port);
+int datagrams_child(unsigned short port);
 
 struct in_addr;
 /* Let all UDP of this network namespace come in by an interface; see steer.c. Packets get the source, which IPv6 chooses by itself.

@@ -206,11 +206,11 @@ static int write_rules(char *text, size_t size, const unsigned ports[SOCKETS], b
                        "  type filter hook prerouting priority -150; policy drop;\n"
                        "  ip daddr " OWN " accept\n"
                        "  ip6 daddr " OWN6 " accept\n"
-                       "  ip saddr " OWN " meta l4proto udp tproxy ip to 127.0.0.1:%u accept\n",
+                       "  meta nfproto ipv4 meta l4proto udp tproxy ip to 127.0.0.1:%u accept\n",
                        ports[OTHER]);
     if (six)
         length += snprintf(text + length, size - (size_t)length,
-                           "  ip6 saddr " OWN6 " meta l4proto udp tproxy ip6 to [::1]:%u accept\n", ports6[OTHER]);
+                           "  meta nfproto ipv6 meta l4proto udp tproxy ip6 to [::1]:%u accept\n", ports6[OTHER]);
     return length + snprintf(text + length, size - (size_t)length, " }\n}\n");
 }
 

@@ -93,14 +93,17 @@ static struct pollfd wanted(const struct way *way)
 int tunnel_child(const char *port)
 {
     static struct way ways[2];
+    bool udp = strncmp(port, "udp:", 4) == 0;
     char *rest;
-    unsigned long number = strtoul(port, &rest, 10);
+    unsigned long number = strtoul(udp ? port + 4 : port, &rest, 10);
     int connection, on = 1;
 
     if (number < 1 || number > 65535 || *rest) {
         fprintf(stderr, "%s is not a port\n", port);
         return 1;
     }
+    if (udp)
+        return datagrams_child((unsigned short)number);
     connection = connect_loopback((unsigned short)number);
     if (connection < 0) {
         fprintf(stderr, "%s\n", strerror(errno));

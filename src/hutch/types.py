@@ -61,12 +61,13 @@ class Outbound(enum.StrEnum):
 
 
 class PublishedPort(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A TCP port of a box that is reached at a port of the host. ``host_port`` 0: one that is free, chosen at each
-    start (`BoxInfo.network` says which)."""
+    """A port of a box that is reached at a port of the host. ``host_port`` 0: one that is free, chosen at each start
+    (`BoxInfo.network` says which); ``protocol``: ``tcp`` or ``udp``."""
 
     port: int
     host_port: int = 0
     host_ip: str = "127.0.0.1"
+    protocol: str = "tcp"
 
 
 class NetPolicy(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -20,7 +20,13 @@ pytestmark = pytest.mark.root
 def test_a_box_has_no_network_unless_asked(hutch: Tool) -> None:
     hutch("create", "--name", "box", "busybox")
     assert hutch.text("net", "show", "box") == "outbound: disabled"
-    assert hutch.json("net", "show", "box", "--json") == {"outbound": "disabled", "allow": [], "ports": []}
+    assert hutch.json("net", "show", "box", "--json") == {
+        "outbound": "disabled",
+        "allow": [],
+        "ports": [],
+        "send_rate": None,
+        "receive_rate": None,
+    }
 
 
 @pytest.mark.here
@@ -76,10 +82,26 @@ def test_a_malformed_rule_is_an_error_before_anything_is_made(hutch: Tool) -> No
         (":80", (80, 0, "127.0.0.1")),
         ("0.0.0.0:8080:80", (80, 8080, "0.0.0.0")),
         ("[::1]:8080:80", (80, 8080, "::1")),
+        ("8080:80/tcp", (80, 8080, "127.0.0.1")),
     ],
 )
 def test_published_ports(text: str, expected: tuple[int, int, str]) -> None:
-    assert options.publish(text) == expected
+    assert options.publish(text) == options.PublishOption(*expected)
+    assert options.publish("5353:53/udp") == options.PublishOption(53, 5353, "127.0.0.1", "udp")
+
+
+def test_limits(hutch: Tool) -> None:
+    hutch("create", "--name", "box", "--network", "enabled", "--send-rate", "500k", "busybox")
+    assert hutch.text("net", "show", "box").splitlines() == ["outbound: enabled", "send rate: 500 KiB/s"]
+    hutch("net", "set", "box", "--receive-rate", "2m")
+    hutch("net", "set", "box", "--allow-net", "example.com")  # leaves the rates alone
+    policy = hutch.json("net", "show", "box", "--json")
+    assert (policy["send_rate"], policy["receive_rate"]) == (500 << 10, 2 << 20)
+    hutch("net", "set", "box", "--send-rate", "none")
+    policy = hutch.json("net", "show", "box", "--json")
+    assert (policy["send_rate"], policy["receive_rate"], policy["allow"]) == (None, 2 << 20, ["example.com"])
+    assert b"is not a size" in hutch("net", "set", "box", "--send-rate", "fast", code=2).stderr
+    assert b"send_rate" in hutch("net", "set", "box", "--send-rate", "1", code=1).stderr
 
 
 def test_secrets_are_not_shown(hutch: Tool) -> None:

@@ -59,8 +59,8 @@ SPECIFICATION = (
     ),
     Option(
         "-p --publish",
-        "[[ADDRESS:]HOST_PORT:]PORT",
-        "let a port of the host (by default on its loopback) lead to a TCP port of the box",
+        "[[ADDRESS:]HOST_PORT:]PORT[/udp]",
+        "let a port of the host (by default on its loopback) lead to a port of the box",
         parse=options.publish,
         many=True,
     ),

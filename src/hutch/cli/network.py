@@ -34,7 +34,7 @@ async def show(session: Session, args: Arguments) -> int:
             output.line(f"{what}: {output.size(rate)}/s")
     for port in policy.ports:
         host = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
-        output.line(f"port: {host}:{port.host_port or 'any'} -> {port.port}")
+        output.line(f"port: {host}:{port.host_port or 'any'} -> {port.port}{'' if port.protocol == 'tcp' else '/udp'}")
     return 0
 
 
@@ -79,6 +79,8 @@ async def port_forward(session: Session, args: Arguments) -> int:
         wanted = options.publish(args.port)
     except ValueError as error:
         raise UsageError(f"PORT: {error}") from None
+    if wanted.protocol != "tcp":
+        raise UsageError("PORT: only TCP ports can be forwarded; publish a UDP port with 'hutch run -p'")
     async with session.runtime() as runtime:
         box = await runtime.get(args.box)
         async with await box.ports.forward(wanted.port, host_port=wanted.host_port, host_ip=wanted.host_ip) as forward:

@@ -18,11 +18,12 @@ _HOST_PATH = ("/", "./", "../", "~")
 
 
 class PublishOption(NamedTuple):
-    """``-p [[ADDRESS:]HOST_PORT:]PORT``; ``host_port`` 0: one that is free."""
+    """``-p [[ADDRESS:]HOST_PORT:]PORT[/udp]``; ``host_port`` 0: one that is free."""
 
     port: int
     host_port: int
     host_ip: str
+    protocol: str = "tcp"
 
 
 class MountOption(NamedTuple):
@@ -138,11 +139,15 @@ def label(text: str) -> tuple[str, str]:
 
 
 def publish(text: str) -> PublishOption:
-    """``80``, ``8080:80``, ``127.0.0.1:8080:80``, ``[::1]:8080:80``."""
-    match = re.fullmatch(r"(?:(?:(\[[0-9a-fA-F:]+\]|[0-9.]+):)?(\d{0,5}):)?(\d{1,5})", text, re.ASCII)
+    """``80``, ``8080:80``, ``127.0.0.1:8080:80``, ``[::1]:8080:80``, ``5353:53/udp``."""
+    pattern = r"(?:(?:(\[[0-9a-fA-F:]+\]|[0-9.]+):)?(\d{0,5}):)?(\d{1,5})(?:/(tcp|udp))?"
+    match = re.fullmatch(pattern, text, re.ASCII)
     if match is None or not 1 <= int(match[3]) <= 65535 or int(match[2] or 0) > 65535:
-        raise ValueError(f"{text!r} is not [[ADDRESS:]HOST_PORT:]PORT; write e.g. 80, 8080:80 or 127.0.0.1:8080:80")
-    return PublishOption(int(match[3]), int(match[2] or 0), (match[1] or "127.0.0.1").strip("[]"))
+        raise ValueError(
+            f"{text!r} is not [[ADDRESS:]HOST_PORT:]PORT[/udp]; write e.g. 80, 8080:80, [::1]:8080:80 or 5353:53/udp"
+        )
+    address = (match[1] or "127.0.0.1").strip("[]")
+    return PublishOption(int(match[3]), int(match[2] or 0), address, match[4] or "tcp")
 
 
 class SecretOption(NamedTuple):

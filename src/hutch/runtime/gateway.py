@@ -34,6 +34,7 @@ from hutch.net.intercept import Interceptor
 from hutch.net.journal import Journal
 from hutch.net.meter import Meter
 from hutch.net.resolver import Resolver, host_sources
+from hutch.runtime.datagrams import serve_datagrams
 from hutch.runtime.gatekeeper import REQUEST_BYTES, SOCKET, Reply, Request, is_served, listens
 from hutch.runtime.lives import ALIVE
 from hutch.runtime.ports import listen_at, serve_port
@@ -191,7 +192,7 @@ class Gateway:
         try:
             # What was chosen at the box's start stays, although the gateway be another one.
             chosen = record.published or record.spec.network.ports
-            listeners.extend(listen_at(wanted.host_ip, wanted.host_port) for wanted in chosen)
+            listeners.extend(listen_at(wanted.host_ip, wanted.host_port, wanted.protocol) for wanted in chosen)
         except BaseException:
             os.close(pidfd)
             for listener in listeners:
@@ -219,7 +220,8 @@ class Gateway:
                 async with anyio.create_task_group() as tasks:
                     served.tasks = tasks
                     for listener, published in zip(listeners, served.ports, strict=True):
-                        tasks.start_soon(serve_port, listener, box, published.port, served.meter)
+                        serve = serve_port if published.protocol == "tcp" else serve_datagrams
+                        tasks.start_soon(serve, listener, box, published.port, served.meter)
                     task_status.started()
                     await anyio.wait_readable(served.pidfd)
                     tasks.cancel_scope.cancel()

@@ -62,11 +62,12 @@ class BoxTunnel:
         self._words = b""
         self._told = anyio.Event()
 
-    async def open(self, port: int) -> None:
-        """Connect. Raises `NetworkError` when nobody listens at the port."""
+    async def open(self, port: int, *, udp: bool = False) -> None:
+        """Connect; to a UDP port: datagrams with their length (two bytes) in front. Raises `NetworkError` when nobody
+        listens at the TCP port."""
         self._execution = await self._box.start_file_op(
             proto.FileOp.TUNNEL,
-            str(port),
+            f"udp:{port}" if udp else str(port),
             user="0",
             cwd="/",
             stdin=True,
@@ -178,6 +179,12 @@ class BoxPorts:
         await tunnel.open(port)
         return tunnel
 
+    async def connect_datagrams(self, port: int) -> BoxTunnel:
+        """Return a tunnel to a UDP port of the box, which carries datagrams with their length (two bytes) in front."""
+        tunnel = BoxTunnel(self._box, self._spawn)
+        await tunnel.open(port, udp=True)
+        return tunnel
+
     async def forward(self, port: int, *, host_port: int = 0, host_ip: str = "127.0.0.1") -> PortForward:
         """Let a port of the host lead to a port of the box. See `hutch.sdk.base.Ports.forward`."""
         check_whole("port", port, 1, 65535)
@@ -187,15 +194,18 @@ class BoxPorts:
         return forward
 
 
-def listen_at(host_ip: str, host_port: int) -> socket.socket:
-    """Return a listening socket on the host. Raises `NetworkError` when the port is taken."""
+def listen_at(host_ip: str, host_port: int, protocol: str = "tcp") -> socket.socket:
+    """Return a socket on the host that takes connections, or datagrams. Raises `NetworkError` when the port is
+    taken."""
     family = socket.AF_INET6 if ":" in host_ip else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
     try:
         listener.setblocking(False)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if protocol == "tcp":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host_ip, host_port))
-        listener.listen(1024)
+        if protocol == "tcp":
+            listener.listen(1024)
     except (OSError, ValueError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or error

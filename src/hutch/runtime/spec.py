@@ -227,6 +227,8 @@ def check_network(network: NetPolicy) -> None:
     for published in network.ports:
         check_whole("the port of the box", published.port, 1, 65535)
         check_whole("the port of the host", published.host_port, 0, 65535)
+        if published.protocol not in ("tcp", "udp"):
+            raise InvalidArgumentError(f"{quoted(published.protocol)} is not the protocol of a port: tcp or udp")
         try:
             ipaddress.ip_address(published.host_ip)
         except ValueError:
