@@ -114,7 +114,8 @@ class Flows:
             try:
                 flow = self._begin(way, box, peer)
             except (Refused, OSError) as error:
-                self._refuse(peer, str(error))
+                reason = error.strerror if isinstance(error, OSError) else None
+                self._refuse(peer, f"it cannot be reached: {reason}" if reason else str(error))
                 self._tell(way, box, refusal(box, peer, forbidden=True))
                 return
         flow.used = time.monotonic()
