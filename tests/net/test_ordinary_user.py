@@ -81,3 +81,47 @@ def test_policies_hold_for_an_ordinary_user(
         "''",
         "False",
     ]
+
+
+DATAGRAMS = """
+import os, pathlib, shutil, sys, anyio
+from hutch.runtime.runtime import LocalRuntime
+from hutch.types import PublishedPort
+from tests import rootfs
+from tests.net.world import GOOD, GOOD6, OTHER
+
+async def main(here):
+    tree = rootfs.build(here / "image")
+    shutil.copy(here / "talk", tree / "bin/talk")
+    async with LocalRuntime(here / "home") as runtime:
+        await runtime.images.load(tree, reference="busybox:test")
+        port = PublishedPort(port=8080, protocol="udp")
+        box = await runtime.create("busybox:test", network=[GOOD, GOOD6], ports=[port])
+        for address in (GOOD, GOOD6, OTHER):
+            print((await box.run("talk", "udp", address, "9999", "10", input=b"hello")).stdout)
+        print((await box.run("talk", "raw", OTHER, GOOD, "9999")).ok)
+        server = await box.exec("talk", "echo", "8080")
+        await anext(aiter(server.stdout))
+        port = (await box.network.get()).ports[0].host_port
+        async with await anyio.create_connected_udp_socket("127.0.0.1", port) as client:
+            answer = None
+            with anyio.fail_after(20):
+                while answer is None:
+                    await client.send(b"published")
+                    with anyio.move_on_after(1):
+                        answer = await client.receive()
+            print(answer)
+        await box.remove(force=True)
+        print("Traceback" in (here / "home/gateway.log").read_text())
+
+anyio.run(main, pathlib.Path(sys.argv[1]))
+"""
+
+
+def test_datagrams_of_an_ordinary_user(ordinary_user: OrdinaryUser, internet: World, talk: Path) -> None:
+    place = ordinary_user.folder("udp")
+    subprocess.run(["install", "-m", "755", talk, place / "talk"], check=True)
+    internet.reset()
+    output = ordinary_user.run("-c", DATAGRAMS, str(place))
+    assert output.splitlines() == ["b'hello'", "b'hello'", "b''", "False", "b'published'", "False"]
+    assert internet.datagrams == [b"hello", b"hello"]
