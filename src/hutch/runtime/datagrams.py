@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from anyio.streams.memory import MemoryObjectReceiveStream
 
     from hutch.net.meter import Meter
-    from hutch.runtime.box import LocalBox
+    from hutch.runtime.ports import Host
 
 log = logging.getLogger("hutch.net")
 
@@ -40,7 +40,7 @@ class _Client:
         self.scope.deadline = anyio.current_time() + _IDLE_SECONDS
 
 
-async def serve_datagrams(receiver: socket.socket, box: LocalBox, port: int, meter: Meter) -> None:
+async def serve_datagrams(receiver: socket.socket, box: Host, port: int, meter: Meter) -> None:
     """Pass datagrams that come to a socket of the host to a UDP port of the box, and its answers back to whom they are
     for, until cancelled. ``meter`` counts and limits them."""
     clients: dict[Any, _Client] = {}
@@ -89,7 +89,7 @@ class _Conversation:
         self._client = client
         self._meter = meter
 
-    async def run(self, box: LocalBox, port: int) -> None:
+    async def run(self, box: Host, port: int) -> None:
         """Serve until cancelled. Raises `NetworkError` when the tunnel ends."""
         async with await box.ports.connect_datagrams(port) as tunnel, anyio.create_task_group() as tasks:
             tasks.start_soon(self._pass_in, tunnel.send, self._client.waiting)
