@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class OutputFile(io.FileIO):
     def __init__(self, fd: int, gone: Callable[[], object]) -> None:
         super().__init__(fd, "wb", closefd=False)
         self._gone = gone
+        self._loop = asyncio.get_running_loop()
 
     def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]  # what the runtime hands over
         """Write some of the bytes; waits also where someone made the descriptor non-blocking."""
@@ -55,7 +56,7 @@ class OutputFile(io.FileIO):
             while (written := super().write(data)) is None:
                 select.select([], [self.fileno()], [])
         except OSError:
-            anyio.from_thread.run_sync(self._gone)
+            self._loop.call_soon_threadsafe(self._gone)
             raise
         return written
 
