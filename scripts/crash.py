@@ -2,8 +2,9 @@
 
 usage: crash.py [--rounds N] [--seed N] [--image REFERENCE] [--isolation KIND]
 
-Each round a process of its own uses the home: it makes, starts, uses, snapshots, clones, stops and removes boxes in
-a loop. It is killed after a random time. Then a fresh process recovers the home, and:
+Each round a process of its own uses the home: it makes, starts, uses, pauses, snapshots, clones, stops and removes
+boxes in a loop, in every second round with a volume, in the others with a fork (of VMs). It is killed after a random
+time. Then a fresh process recovers the home, and:
 
 - a detached box with a counting command, made before the first round, still runs, and re-attaching yields each of
 its lines once, in order;
@@ -31,13 +32,23 @@ from hutch.types import BoxState
 # What the victim does until it is killed. Errors of races with its own earlier boxes are its own business.
 VICTIM = """
 import sys, anyio, hutch
-async def main(home, image, isolation):
+async def main(home, image, isolation, mounted):
+    mounts = [hutch.Mount(target="/volume", volume="shared")] if mounted else []
     async with hutch.Runtime.local(home) as runtime:
         print("ready", flush=True)
         while True:
-            box = await runtime.create(image, labels={"by": "victim"}, isolation=isolation)
+            box = await runtime.create(image, labels={"by": "victim"}, isolation=isolation, mounts=mounts)
             print(box.id, flush=True)
             await box.run("sh", "-c", "echo data > /data; yes | head -c 300000")
+            await box.pause()
+            await box.resume()
+            if mounted:
+                await box.run("sh", "-c", "yes | head -c 300000 > /volume/$$; rm /volume/*")
+            elif isolation == "vm":
+                fork = await box.fork()
+                print(fork.id, flush=True)
+                await fork.run("cat", "/data")
+                await fork.remove(force=True)
             await box.snapshots.create("one")
             copy = await box.clone()
             print(copy.id, flush=True)
@@ -51,8 +62,8 @@ async def main(home, image, isolation):
 anyio.run(main, *sys.argv[1:])
 """
 COUNTER = "i=0; while :; do i=$((i+1)); echo $i; usleep 20000 2>/dev/null || sleep 1; done"
-_RECOVERY_SECONDS = 30.0
-LONGEST = {"container": 0.4, "vm": 6.0}
+RECOVERY_SECONDS = {"container": 30.0, "vm": 90.0}
+LONGEST = {"container": 0.4, "vm": 8.0}
 """Seconds after which the victim is killed at the latest: it comes that far in its loop."""
 
 
@@ -105,10 +116,10 @@ class Watch:
         findings.expect(lines == expected, "the lines of the detached command have a hole or a double")
 
 
-def crash(home: Path, image: str, isolation: str, delay: float) -> set[str]:
+def crash(home: Path, image: str, isolation: str, mounted: bool, delay: float) -> set[str]:
     """Let the victim work for ``delay`` seconds after it is ready, and kill it. Returns the ids of its boxes."""
     victim = subprocess.Popen(
-        [sys.executable, "-c", VICTIM, str(home), image, isolation],
+        [sys.executable, "-c", VICTIM, str(home), image, isolation, "mounted" if mounted else ""],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -124,9 +135,9 @@ def crash(home: Path, image: str, isolation: str, delay: float) -> set[str]:
     return set(said) | {path.name for path in (home / "boxes").iterdir()}
 
 
-async def recover(home: Path, watch: Watch, findings: Findings) -> None:
+async def recover(home: Path, watch: Watch, findings: Findings, seconds: float) -> None:
     """Look at everything from a fresh runtime, and remove what the victim left."""
-    with anyio.fail_after(_RECOVERY_SECONDS):
+    with anyio.fail_after(seconds):
         async with hutch.Runtime.local(home) as runtime:
             await watch.look(runtime, findings)  # type: ignore[arg-type]
             for info in await runtime.list():
@@ -134,9 +145,14 @@ async def recover(home: Path, watch: Watch, findings: Findings) -> None:
                     findings.expect(info.state is BoxState.RUNNING, f"the detached box is {info.state}")
                     continue
                 box = await runtime.get(info.id)
+                if info.state is BoxState.PAUSED:
+                    await box.resume()
                 await box.start()
-                result = await box.run("echo", "alive")
-                findings.expect(result.stdout == b"alive\n", f"box {info.id} does not work after the recovery")
+                for folder in ("", *(mount.target for mount in info.mounts)):
+                    result = await box.run("sh", "-c", f"echo alive > {folder}/alive; cat {folder}/alive")
+                    findings.expect(
+                        result.stdout == b"alive\n", f"box {info.id} does not work after the recovery: {result}"
+                    )
                 await box.remove(force=True)
 
 
@@ -176,13 +192,14 @@ async def main(rounds: int, seed: int, image: str | None, isolation: str) -> int
             box = await runtime.create(image, name="counter", detach=True, isolation=isolation)
             execution = await box.exec("/bin/sh", "-c", COUNTER)
             watch = Watch(box.id, execution.id)
+            await runtime.volumes.create("shared")
         gone: set[str] = set()
         for number in range(rounds):
             delay = dice.uniform(0, LONGEST[isolation])
-            gone |= crash(home, image, isolation, delay)
+            gone |= crash(home, image, isolation, number % 2 == 0, delay)
             before = len(findings.lines)
             try:
-                await recover(home, watch, findings)
+                await recover(home, watch, findings, RECOVERY_SECONDS[isolation])
             except Exception as error:
                 findings.lines.append(f"the recovery failed: {error!r}")
             findings.lines += [f"left behind: {item}" for item in leftovers(home, gone, watch.box)]
