@@ -7,7 +7,7 @@ DEMO_PACKAGES := $(BASE_PACKAGES) mmdebstrap busybox-static nftables docker-regi
 VM_PACKAGES := qemu-system-x86 e2fsprogs
 TEST_PACKAGES := $(DEMO_PACKAGES) $(VM_PACKAGES) clang libclang-rt-14-dev uidmap iproute2 zsh fish
 
-.PHONY: demo test lint unit agent-test fuzz two-sided census chain-census crash soak api-fuzz bench lock clean
+.PHONY: demo test lint unit agent-test fuzz two-sided census chain-census crash soak vm-soak api-fuzz bench lock clean
 
 demo: ## set up, build two images, run a program in a box, show what happened
 	@scripts/setup.sh $(DEMO_PACKAGES)
@@ -45,6 +45,9 @@ chain-census: .venv/ready ## 5 000 executions over API and runner while both hop
 
 soak: .venv/ready ## 30 minutes of mixed load on API and runner: memory and descriptors stay flat
 	$(BIN)/python scripts/soak.py
+
+vm-soak: .venv/ready ## 500 VMs that are made, used and removed: the machine is as before
+	$(BIN)/python scripts/vm_soak.py
 
 api-fuzz: .venv/ready ## every operation of the API with 1 000 made-up requests
 	HUTCH_EXAMPLES=1000 $(BIN)/python -m pytest tests/server/test_openapi.py --timeout=7200

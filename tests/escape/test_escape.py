@@ -23,24 +23,13 @@ from hutch.engine.container import ContainerEngine
 from hutch.engine.launcher import sealed_agent
 from hutch.host.binary import agent_path
 from hutch.types import Limits
-from tests import rootfs as rootfs_builder
 from tests.engine import boxes
+from tests.escape.conftest import in_box, on_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
-
-SOURCE = Path(__file__).with_name("probe.c")
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root file system with the prober in it."""
-    image = rootfs_builder.build(tmp_path_factory.mktemp("image") / "rootfs")
-    subprocess.run(["gcc", "-static", "-O1", "-o", image / "bin/probe", SOURCE], check=True)
-    return image
-
 
 @pytest.fixture(scope="module")
 def box(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[boxes.Box]:
@@ -53,26 +42,6 @@ def box(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[boxes
         assert engine.observe(plan.directory).running, "an attempt ended the box"
     finally:
         anyio.run(engine.kill, plan.directory)
-
-
-def on_host(image: Path, *words: str) -> boxes.Output:
-    done = subprocess.run([image / "bin/probe", *words], capture_output=True, text=True, timeout=20, cwd="/")
-    return boxes.Output(done.returncode, done.stdout, done.stderr)
-
-
-def in_box(box: boxes.Box, *words: str, user: str = "") -> boxes.Output:
-    async def run() -> boxes.Output:
-        return await box.run("probe", *words, user=user)
-
-    return anyio.run(run)
-
-
-@pytest.fixture(scope="module")
-def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the host with root's rights, for controls."""
-    with subprocess.Popen(["sleep", "600"]) as process:
-        yield process
-        process.kill()
 
 
 # fmt: off

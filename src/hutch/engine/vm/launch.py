@@ -17,7 +17,7 @@ import msgspec
 from hutch.engine import record
 from hutch.engine.launcher import Launch, encode, hosts_file, open_logs, resolver_file
 from hutch.engine.vm import machine, qmp
-from hutch.errors import EngineError, InvalidArgumentError
+from hutch.errors import EngineError, InvalidArgumentError, UpstreamUnavailableError
 from hutch.host import mapping
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Machine:
                 await monitor.move(command, state)
                 if after:  # not earlier: a guest that goes on before its state is there never answers
                     await monitor.command(after)
-        except EngineError:
+        except (EngineError, UpstreamUnavailableError):
             with anyio.move_on_after(_WORDS_SECONDS):
                 await self._launch.until(_UP)  # an emulator that has ended has told the launcher why
             raise
