@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,13 +15,17 @@ import anyio
 import msgspec
 import pytest
 
-from hutch.engine.base import Lower, Observed
-from hutch.engine.vm import VmEngine, disk, launch, qcow2
+from hutch.engine import record
+from hutch.engine.base import Lower, MountPlan, Observed
+from hutch.engine.launcher import BoxFault
+from hutch.engine.vm import VmEngine, disk, launch, qcow2, qmp
 from hutch.errors import EngineError, StorageError, UpstreamUnavailableError
 from hutch.types import Limits
 from tests.engine.boxes import plan, running
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.engine.boxes import Box
 
 pytestmark = pytest.mark.anyio
@@ -153,6 +158,31 @@ async def test_a_spoilt_template_is_thrown_away(own_store: Path, rootfs: Path, t
         assert not folder.exists()
         # What booted maps no template.
         assert "/templates/" not in Path(f"/proc/{emulator(box)}/maps").read_text()
+
+
+async def test_a_fault_of_the_box_costs_no_template(
+    vm: VmEngine, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the launcher has ended before anybody asks for the monitor."""
+    real = qmp.monitor
+
+    @contextlib.asynccontextmanager
+    async def late(directory: Path, **options: float) -> AsyncIterator[qmp.Monitor]:
+        with anyio.fail_after(10), contextlib.suppress(UpstreamUnavailableError):
+            while True:
+                record.connect(directory, qmp.SOCKET).close()
+                await anyio.sleep(0.01)
+        async with real(directory, **options) as monitor:
+            yield monitor
+
+    async with running(vm, plan(tmp_path / "one", rootfs)):
+        template = vm.templates._folder / (await vm.shape(Limits())).key
+        before = template.stat().st_ino
+    monkeypatch.setattr(qmp, "monitor", late)
+    missing = MountPlan(source=tmp_path / "missing", target="/mnt")
+    with pytest.raises(BoxFault, match="missing"):
+        await vm.start(plan(tmp_path / "two", rootfs, mounts=[missing]))
+    assert template.stat().st_ino == before
 
 
 async def test_a_killed_emulator_ends_the_box(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:

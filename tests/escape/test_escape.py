@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
+
 @pytest.fixture(scope="module")
 def box(image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[boxes.Box]:
     """One box in which the attempts are made."""
