@@ -1,4 +1,5 @@
-"""The long suites in short form; `make census`, `make chain-census`, `make crash` and `make soak` run them in full."""
+"""The long suites in short form; `make census`, `make chain-census`, `make crash`, `make soak` and `make vm-soak` run
+them in full."""
 
 from __future__ import annotations
 
@@ -52,3 +53,9 @@ def test_census_of_vms() -> None:
 @pytest.mark.timeout(240)
 def test_crash_of_vms() -> None:
     assert run("crash.py", "--isolation", "vm", "--rounds", "2", seconds=200).startswith("2 rounds, 0 findings")
+
+
+@pytest.mark.timeout(240)
+def test_soak_of_vms() -> None:
+    """Too short to judge growth by; but nothing may be wrong, or be left behind."""
+    assert "0 problems" in run("vm_soak.py", "--count", "10", seconds=200)
