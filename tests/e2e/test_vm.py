@@ -68,7 +68,7 @@ async def killed_in_mid_stream(chain: Chain, far: RemoteBox) -> None:
     script = f"echo run >> /runs; seq 1 {LAST}; read x; echo $x; seq 1 {LAST}; exit 44"
     execution = await far.exec(*sh(script), stdin=True, stdout=sink)
     with in_time(40):
-        for size in (1000, 180_000):
+        for size in (1000, 100_000):
             await until(lambda size=size: len(sink.data) > size)  # type: ignore[misc]
             chain.runner.kill()
             await anyio.to_thread.run_sync(chain.runner.start)
