@@ -79,7 +79,7 @@ _BYTES = ("resident", "home", "used", "kernel")
 def measure(home: Path) -> Sample:
     """Look at this process, the home and the machine."""
     status, memory = Path("/proc/self/status"), Path("/proc/meminfo")
-    found = [Path(folder) / name for folder, _, names in os.walk(home, followlinks=True) for name in names]
+    found = [Path(folder) / name for folder, _, names in os.walk(home) for name in names]
     children = [child for task in Path("/proc/self/task").iterdir() for child in _read(task / "children").split()]
     return Sample(
         resident=_field(status, "VmRSS") << 10,
@@ -172,7 +172,7 @@ async def main(count: int, minutes: float, image: str | None, isolation: str) ->
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory(prefix="hutch-soak-") as folder:
         home = Path(folder)
-        vmstore.share(home)
+        vmstore.share_kernels(home)
         async with hutch.Runtime.local(home) as runtime:
             if image is None:
                 image = (await runtime.images.bootstrap("busybox")).references[0]

@@ -11,3 +11,11 @@ def share(home: Path) -> None:
     """Let a fresh home use what the tests have made."""
     _KEPT.mkdir(parents=True, exist_ok=True)
     (home / "vm").symlink_to(_KEPT)
+
+
+def share_kernels(home: Path) -> None:
+    """Let a fresh home use their kernels alone: its templates and disks are its own."""
+    kernels = _KEPT / "kernels"
+    kernels.mkdir(parents=True, exist_ok=True)
+    (home / "vm").mkdir()
+    (home / "vm/kernels").symlink_to(kernels)
