@@ -137,6 +137,14 @@ class World:
         with self._context.wrap_socket(connection, server_side=True) as tls:
             self.http(tls)
 
+    def echo_tls(self, connection: socket.socket) -> None:
+        """Speak first, and then say everything again, under TLS: what no HTTP is."""
+        with self._context.wrap_socket(connection, server_side=True) as tls:
+            tls.sendall(b"welcome\n")
+            while data := tls.recv(65536):
+                self.requests.append(data.decode())
+                tls.sendall(data)
+
     def start(self) -> list[socket.socket]:
         """Start all servers."""
         datagrams = []
@@ -149,6 +157,7 @@ class World:
         started = [*datagrams, names, self.serve(NAMES, 53, self._answer_stream), self.serve(GOOD, 7777, _echo)]
         started += [self.serve(address, 80, self.http) for address in (GOOD, OTHER, PRIVATE, METADATA, GOOD6)]
         started += [self.serve(address, 443, self.https) for address in (GOOD, OTHER)]
+        started.append(self.serve(GOOD, 5555, self.echo_tls))
         return started
 
     def _note_datagrams(self, receiver: socket.socket) -> None:

@@ -34,6 +34,10 @@ class Refused(Exception):
     """A request that must not go on. The text is the reason."""
 
 
+class Malformed(Refused):
+    """What came is not HTTP, or not quite."""
+
+
 class Peers(msgspec.Struct, frozen=True):
     """What an exchange needs of its door. ``open`` connects to a name, or raises `Refused` or `NetworkError`;
     ``rewrite`` may change a request on its way to a name."""
@@ -44,7 +48,7 @@ class Peers(msgspec.Struct, frozen=True):
 
 
 class Exchange:
-    """Serves one connection of a box."""
+    """Serves one connection of a box. ``requests``: how many came."""
 
     def __init__(self, box: Link, peers: Peers) -> None:
         self._box = box
@@ -53,6 +57,7 @@ class Exchange:
         self._upstream: Link | None = None
         self._client = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._name = ""
+        self.requests = 0
 
     async def run(self) -> None:
         """Serve until an end; closes both sides. Raises `Refused` (the box was told)."""
@@ -61,7 +66,7 @@ class Exchange:
                 pass
         except h11.ProtocolError as error:
             with contextlib.suppress(OSError):
-                await self._deny(400, f"malformed HTTP: {error}")
+                await self._deny(400, f"malformed HTTP: {error}", Malformed)
         except OSError:
             return  # a side has gone, and so does the other
         finally:
@@ -73,6 +78,7 @@ class Exchange:
         request = await self._next(self._server, self._box)
         if not isinstance(request, h11.Request):
             return False
+        self.requests += 1
         name = await self._judge(request)
         if self._upstream is None or name != self._name or not self._upstream.is_quiet():
             self._drop_upstream()
@@ -176,7 +182,7 @@ class Exchange:
         if data := connection.send(event):
             await target.send(data)
 
-    async def _deny(self, status: int, reason: str) -> None:
+    async def _deny(self, status: int, reason: str, kind: type[Refused] = Refused) -> None:
         body = f"hutch: {reason}\n".encode()
         head = [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("Connection", "close")]
         if self._server.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -186,7 +192,7 @@ class Exchange:
                 h11.EndOfMessage(),
             ):
                 await self._write(self._server, self._box, event)
-        raise Refused(reason)
+        raise kind(reason)
 
     def _drop_upstream(self) -> None:
         if self._upstream is not None:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     import h11
 
+    from hutch.core.sniff import Sniffer
     from hutch.types import Secret
+
+_MOST_OPAQUE = 256
 
 
 class _Bound(msgspec.Struct, frozen=True):
@@ -24,6 +27,11 @@ class _Bound(msgspec.Struct, frozen=True):
 
     substitution: Substitution
     rules: tuple[Rule, ...]
+    pass_opaque: bool
+
+    def is_for(self, name: str, port: int) -> bool:
+        """Whether one of them is this."""
+        return any(rule_admits(rule, name, port) for rule in self.rules)
 
 
 class Interceptor:
@@ -34,9 +42,11 @@ class Interceptor:
             _Bound(
                 Substitution(placeholder(secret).encode(), values[secret.name].encode()),
                 tuple(map(parse_rule, host_rules(secret))),
+                secret.pass_opaque,
             )
             for secret in secrets
         )
+        self._opaque: dict[tuple[str, int, bytes], None] = {}
         self._impersonator = Impersonator(authority)
         self.client_context = ssl.create_default_context()
         self.client_context.set_alpn_protocols(["http/1.1"])
@@ -47,7 +57,21 @@ class Interceptor:
 
     def is_for(self, name: str, port: int) -> bool:
         """Whether some secret is for this host."""
-        return any(rule_admits(rule, name, port) for bound in self._bound for rule in bound.rules)
+        return any(bound.is_for(name, port) for bound in self._bound)
+
+    def passes(self, hello: Sniffer, port: int) -> bool:
+        """Whether a connection is passed on unread: the owners of all secrets for the host want that for what cannot
+        be read, and this is such, by what it says or by what became of one like it."""
+        if not all(bound.pass_opaque for bound in self._bound if bound.is_for(hello.name, port)):
+            return False
+        speaks_http = not hello.protocols or any(each.startswith((b"http/", b"h2")) for each in hello.protocols)
+        return not speaks_http or _client(hello, port) in self._opaque
+
+    def note_opaque(self, hello: Sniffer, port: int) -> None:
+        """Remember that a connection could not be read."""
+        if len(self._opaque) >= _MOST_OPAQUE:
+            del self._opaque[next(iter(self._opaque))]
+        self._opaque[_client(hello, port)] = None
 
     def server_context(self, name: str) -> ssl.SSLContext:
         """Return a context in which we are that host, to the box."""
@@ -55,5 +79,11 @@ class Interceptor:
 
     def fill(self, name: str, port: int, request: h11.Request) -> h11.Request:
         """Return the request with the values of the secrets that are for this host."""
-        own = (b.substitution for b in self._bound if any(rule_admits(rule, name, port) for rule in b.rules))
+        own = (bound.substitution for bound in self._bound if bound.is_for(name, port))
         return substitute(request, own)
+
+
+def _client(hello: Sniffer, port: int) -> tuple[str, int, bytes]:
+    """A program that opens a connection, as far as one can tell: one that trusts the gateway must not lose its secrets
+    by another that does not."""
+    return hello.name, port, hello.ciphers
