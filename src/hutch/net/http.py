@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _HEAD_BYTES = 64 * 1024
-_IDLE_SECONDS = 300.0
+IDLE_SECONDS = 300.0
+"""How long a side may be silent while something is expected of it."""
+
 _BODY_SECONDS = 1.0
 _SWITCHING = 101
 # They concern one connection, not the message; h11 makes those that are needed.
@@ -174,7 +176,7 @@ class Exchange:
 
     async def _next(self, connection: h11.Connection, source: Link) -> object:
         while (event := connection.next_event()) is h11.NEED_DATA:
-            with anyio.fail_after(_IDLE_SECONDS):
+            with anyio.fail_after(IDLE_SECONDS):
                 connection.receive_data(await source.receive())
         return event
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from hutch.core.policy import Rule, parse_rule, rule_admits
-from hutch.core.secrets import Authority, Substitution, host_rules, placeholder, substitute
+from hutch.core.secrets import Authority, Substitution, host_rules, placeholder, substitute, substitute_fields
 from hutch.net.authority import Impersonator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import h11
 
+    from hutch.core.http2 import Fields
     from hutch.core.sniff import Sniffer
     from hutch.types import Secret
 
+HTTP1, HTTP2 = "http/1.1", "h2"
+"""The names of protocols in TLS (ALPN)."""
+
 _MOST_OPAQUE = 256
+_MOST_HTTP2 = 32
 
 
 class _Bound(msgspec.Struct, frozen=True):
@@ -48,8 +54,8 @@ class Interceptor:
         )
         self._opaque: dict[tuple[str, int, bytes], None] = {}
         self._impersonator = Impersonator(authority)
-        self.client_context = ssl.create_default_context()
-        self.client_context.set_alpn_protocols(["http/1.1"])
+        self._client_contexts = {http2: _client_context(http2=http2) for http2 in (False, True)}
+        self._http2_now = 0
 
     def has_port(self, port: int) -> bool:
         """Whether a host of some secret has this port."""
@@ -73,14 +79,43 @@ class Interceptor:
             del self._opaque[next(iter(self._opaque))]
         self._opaque[_client(hello, port)] = None
 
-    def server_context(self, name: str) -> ssl.SSLContext:
-        """Return a context in which we are that host, to the box."""
-        return self._impersonator.context(name)
+    def server_context(self, name: str, protocol: str) -> ssl.SSLContext:
+        """Return a context in which we are that host, to the box, and speak this protocol."""
+        return self._impersonator.context(name, protocol)
+
+    def client_context(self, *, http2: bool) -> ssl.SSLContext:
+        """Return a context in which we are a client of the host, and speak HTTP/1.1; HTTP/2 rather, if that is said."""
+        return self._client_contexts[http2]
+
+    def has_room_for_http2(self) -> bool:
+        """Whether one more conversation of the box may be in HTTP/2, of which each holds far more than in HTTP/1."""
+        return self._http2_now < _MOST_HTTP2
+
+    @contextlib.contextmanager
+    def counting_http2(self) -> Iterator[None]:
+        """Count a conversation in HTTP/2 while it lasts."""
+        self._http2_now += 1
+        try:
+            yield
+        finally:
+            self._http2_now -= 1
 
     def fill(self, name: str, port: int, request: h11.Request) -> h11.Request:
         """Return the request with the values of the secrets that are for this host."""
-        own = (bound.substitution for bound in self._bound if bound.is_for(name, port))
-        return substitute(request, own)
+        return substitute(request, self._substitutions(name, port))
+
+    def fill_fields(self, name: str, port: int, fields: Fields) -> Fields:
+        """Return the head of an HTTP/2 request with them."""
+        return substitute_fields(fields, self._substitutions(name, port))
+
+    def _substitutions(self, name: str, port: int) -> list[Substitution]:
+        return [bound.substitution for bound in self._bound if bound.is_for(name, port)]
+
+
+def _client_context(*, http2: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols([HTTP2, HTTP1] if http2 else [HTTP1])
+    return context
 
 
 def _client(hello: Sniffer, port: int) -> tuple[str, int, bytes]:
