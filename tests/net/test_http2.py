@@ -34,10 +34,11 @@ MARK = "<HUTCH_SECRET:API_KEY>"
 
 @pytest.fixture
 async def box(runtime: LocalRuntime, world: World, monkeypatch: pytest.MonkeyPatch) -> LocalBox:
-    """A box with a secret for good.test, that may reach other.test too."""
+    """A box with a secret for good.test and one for a host below it, that may reach other.test too."""
     monkeypatch.setenv("SSL_CERT_FILE", str(world.ca))  # what the gateway trusts
     secret = Secret(name="API_KEY", value=VALUE, hosts=("good.test",))
-    box = await runtime.create(IMAGE, secrets=[secret], network=["other.test"])
+    other = Secret(name="OTHER", value="another", hosts=("sub.good.test",))
+    box = await runtime.create(IMAGE, secrets=[secret, other], network=["other.test"])
     await box.start()
     return box
 
