@@ -184,6 +184,9 @@ async def _bridge(box: LocalBox, address: str) -> AsyncIterator[int]:
     """Give a port of this side, whose connections are connections of the box to port 443 of an address."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        carriers.append(task)
         caller = await call(box, address, 443)
 
         async def out() -> None:
@@ -201,11 +204,14 @@ async def _bridge(box: LocalBox, address: str) -> AsyncIterator[int]:
             writer.close()
             await caller.close()
 
+    carriers: list[asyncio.Task[None]] = []
     server = await asyncio.start_server(carry, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        await asyncio.sleep(0)  # one that was just accepted has begun then
+        await asyncio.gather(*carriers)
 
 
 async def test_curl(box: LocalBox, world: World, ca: Path, tmp_path: Path) -> None:
