@@ -211,7 +211,9 @@ async def _bridge(box: LocalBox, address: str) -> AsyncIterator[int]:
     finally:
         server.close()
         await asyncio.sleep(0)  # one that was just accepted has begun then
-        await asyncio.gather(*carriers)
+        for task in carriers:
+            task.cancel()
+        await asyncio.gather(*carriers, return_exceptions=True)
 
 
 async def test_curl(box: LocalBox, world: World, ca: Path, tmp_path: Path) -> None:
