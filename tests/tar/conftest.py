@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 AGENT = Path(__file__).resolve().parents[2] / "agent"
-SOURCES = ("tests/tar_main.c", "unpack.c", "pack.c", "files.c", "tunnel.c")
+SOURCES = ("tests/tar_main.c", "unpack.c", "pack.c", "files.c", "tunnel.c", "datagrams.c")
 FLAGS = ("-std=c11", "-g", "-O1", "-D_GNU_SOURCE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
