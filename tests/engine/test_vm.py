@@ -187,9 +187,13 @@ async def test_a_fault_of_the_box_costs_no_template(
 
 async def test_a_killed_emulator_ends_the_box(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
     async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        entry = record.read(box.directory)
+        assert entry is not None and entry.process is not None
         os.kill(emulator(box), signal.SIGKILL)
         with anyio.fail_after(10):
             while vm.observe(box.directory).running:
+                await anyio.sleep(0.01)
+            while entry.process.alive():  # on its way out, it still listens
                 await anyio.sleep(0.01)
         assert "the emulator ended" in vm.last_words(box.directory)
         with pytest.raises(UpstreamUnavailableError):
