@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from hutch.sdk.remote import RemoteRuntime
@@ -52,8 +53,14 @@ def api(api_folder: Path) -> Iterator[Process]:
 
 @pytest.fixture(scope="session")
 def runner(api: Process, home: Path) -> Iterator[Process]:
-    """A runner process; who kills it starts it again."""
+    """A runner process, which has joined; who kills it starts it again."""
+
+    async def join() -> None:
+        async with RemoteRuntime(api.url, KEY) as runtime:
+            await joined(runtime)
+
     with runner_process(api, home) as process:
+        anyio.run(join)
         yield process
 
 
