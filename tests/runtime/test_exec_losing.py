@@ -24,6 +24,8 @@ from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import Sink, in_time, sh, until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from hutch.runtime.box import LocalBox
     from hutch.runtime.execution import LocalExecution
     from hutch.runtime.runtime import LocalRuntime
@@ -45,6 +47,22 @@ def cut(box: LocalBox) -> None:
     channel = box._lives.open_channel(box.id)
     assert channel is not None
     channel.close()
+
+
+async def cut_in_its_start(runtime: LocalRuntime, box: LocalBox, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run what starts a command, and break the connection between the request and its answer."""
+    await box.start()
+    await box.run("true")
+    directory = runtime.home.box(box.id)
+    with in_time(30):
+        async with anyio.create_task_group() as tasks:
+            await runtime.engines.container.freeze(directory)
+            try:
+                tasks.start_soon(run)
+                await until(lambda: bool((channel := box._lives.open_channel(box.id)) and channel._requests))
+                cut(box)
+            finally:
+                await runtime.engines.container.thaw(directory)
 
 
 async def test_3_1_a_cut_connection_is_invisible_in_the_result(box: LocalBox) -> None:
@@ -114,23 +132,12 @@ async def test_3_1_many_cuts_and_several_executions(box: LocalBox) -> None:
 
 async def test_3_1_a_cut_while_a_command_is_being_started(runtime: LocalRuntime, box: LocalBox) -> None:
     """It is started once and watched from its first byte, though the answer to the first request is lost."""
-    await box.start()
-    await box.run("true")
-    directory = runtime.home.box(box.id)
     results: list[Result] = []
 
     async def run() -> None:
         results.append(await box.run(*sh(f"echo run >> /runs; cat; seq 1 {LAST}; exit 33"), input=b"in\n"))
 
-    with in_time(30):
-        async with anyio.create_task_group() as tasks:
-            await runtime.engines.container.freeze(directory)
-            try:
-                tasks.start_soon(run)
-                await until(lambda: bool((channel := box._lives.open_channel(box.id)) and channel._requests))
-                cut(box)
-            finally:
-                await runtime.engines.container.thaw(directory)
+    await cut_in_its_start(runtime, box, run)
     assert results[0].stdout == b"in\n" + numbers()
     assert (results[0].exit_code, results[0].truncated) == (33, False)
     assert await box.files.read("/runs") == b"run\n"
@@ -139,9 +146,6 @@ async def test_3_1_a_cut_while_a_command_is_being_started(runtime: LocalRuntime,
 @pytest.mark.parametrize("found", [True, False], ids=["starts", "fails to start"])
 async def test_3_1_a_cut_while_a_command_is_slow_to_start(runtime: LocalRuntime, box: LocalBox, found: bool) -> None:
     """Asked for again while its first start is still under way, it has the outcome of that start."""
-    await box.start()
-    await box.run("true")
-    directory = runtime.home.box(box.id)
     path = "/n:" * 40_000 + ("/bin" if found else "/n")  # a search that takes long
     results: list[Result | ExecError] = []
 
@@ -151,15 +155,7 @@ async def test_3_1_a_cut_while_a_command_is_slow_to_start(runtime: LocalRuntime,
         except ExecError as error:
             results.append(error)
 
-    with in_time(30):
-        async with anyio.create_task_group() as tasks:
-            await runtime.engines.container.freeze(directory)
-            try:
-                tasks.start_soon(run)
-                await until(lambda: bool((channel := box._lives.open_channel(box.id)) and channel._requests))
-                cut(box)
-            finally:
-                await runtime.engines.container.thaw(directory)
+    await cut_in_its_start(runtime, box, run)
     (result,) = results
     if found:
         assert isinstance(result, Result)

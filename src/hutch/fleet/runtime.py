@@ -112,7 +112,7 @@ class FleetRuntime:
     def _runner_of(self, box_id: str) -> Runner | None:
         try:
             place = self.registry.find(box_id)
-        except HutchError:
+        except NotFoundError:
             return None
         return self.runners.get(place.runner) if place.info.id == box_id else None
 
