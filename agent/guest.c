@@ -4,6 +4,7 @@
  * box. Then the host resumes it with what makes the box: entropy, time, names; only now the driver takes the disks. */
 #define _GNU_SOURCE
 #include "agent.h"
+#include "cut.h"
 #include "hold.h"
 #include "launch.h"
 #include "mainlog.h"
@@ -331,6 +332,7 @@ int cmd_init(int argc, char **argv)
     umask(022);
     mount_system();
     hold_prepare();
+    cut_prepare();
     load_modules("/modules/first");
     int fd = find_port(1);
     if (fd < 0)

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cut.h"
 #include "port.h"
 #include "power.h"
 
@@ -143,6 +144,7 @@ void hold(void)
     if (next.type == LINE_RESUME) {
         conn_lose_all();
         guest_become((char *)next.payload, next.length);
+        cut();
     }
     thaw();
     if (next.type == LINE_RESUME)
