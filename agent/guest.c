@@ -271,7 +271,8 @@ static void take_record(const char *key, const char *value)
     } else if (!strcmp(key, "pids")) {
         limit_processes(value);
     } else if (!strcmp(key, "mount_rw") || !strcmp(key, "mount_ro")) {
-        add_mount(value, !strcmp(key, "mount_ro"));
+        if (!settled) /* a fork has them */
+            add_mount(value, !strcmp(key, "mount_ro"));
     } else if (!strncmp(key, "etc/", 4)) {
         char path[64];
         snprintf(path, sizeof path, "/etc/%.40s", key + 4);
@@ -293,6 +294,8 @@ void guest_become(char *records, size_t length)
         launch_fail("receiving the configuration");
     while (config_next(&records, end, &key, &value))
         take_record(key, value);
+    if (settled && !share_go_on(true))
+        launch_fail("taking the mounts along");
     launch_failed = before;
 }
 

@@ -15,6 +15,7 @@
 #include "cut.h"
 #include "port.h"
 #include "power.h"
+#include "share.h"
 
 #define OWN "hutch.fork"
 
@@ -130,9 +131,10 @@ void hold(void)
     asker = 0;
     if (!conn || !list_empty(&conn->out))
         return; /* it has gone, and the keeper holds nothing any more */
-    if (!freeze()) {
+    if (!freeze() || !share_hold()) { /* in this order: what the frozen wait for must come first */
+        share_go_on(false);
         thaw();
-        conn_fail(conn, asked, NULL, F_BUSY, 0, "a process of the box does not come to rest");
+        conn_fail(conn, asked, NULL, F_BUSY, 0, "a process of the box, or one of its mounts, does not come to rest");
         return;
     }
     frame_header(answer, OK, 0, asked, NULL, 0);
@@ -145,6 +147,8 @@ void hold(void)
         conn_lose_all();
         guest_become((char *)next.payload, next.length);
         cut();
+    } else {
+        share_go_on(false);
     }
     thaw();
     if (next.type == LINE_RESUME)

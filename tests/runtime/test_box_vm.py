@@ -15,7 +15,7 @@ import pytest
 
 from hutch.errors import InvalidStateError, UnsupportedError
 from hutch.runtime.runtime import LocalRuntime
-from hutch.types import BoxState
+from hutch.types import BoxState, Mount
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import Sink, in_time, next_line, sh, until
 
@@ -108,6 +108,55 @@ async def test_a_fork_in_the_middle_of_traffic_costs_no_byte(runtime: LocalRunti
         await counting.wait()
     assert bytes(numbers.data) == b"".join(b"%d\n" % number for number in range(1, 200001))
     assert sums == [f"{hashlib.md5(data).hexdigest()}  -\n"]
+
+
+HOLDER = """
+cd /data/deep; exec 3< lines 4>> log 5< gone 6< swapped 7< /vol/lines
+read one <&3; read one <&7; rm gone; touch /ready
+until [ -e /gate ]; do sleep 0.05; done
+echo $(cat <&3)$(cat <&7) $(cat here) $(cat <&5 2>&1) $(cat <&6 2>&1); hostname >&4
+"""
+
+
+async def test_a_fork_takes_its_mounts_along(runtime: LocalRuntime, tmp_path: Path) -> None:
+    """Files that are open, working directories, traffic: all goes on in both boxes, over the same files. What cannot be
+    found again is stale there, and never another file."""
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("lines", "gone", "swapped", "here"):
+        (folder / "deep" / name).write_text(f"first\n{name}\n")
+    (folder / "many").mkdir()  # more than one message tells of
+    for number in range(1100):
+        (folder / "many" / f"{number:0250}").touch()
+    volume = await runtime.volumes.create("shared")
+    mounts = [Mount(source=str(folder), target="/data"), Mount(volume=volume.name, target="/vol", read_only=True)]
+    parent = await runtime.create(IMAGE, name="parent", mounts=mounts)
+    writer = await runtime.create(IMAGE, mounts=[Mount(volume=volume.name, target="/vol")], isolation="container")
+    await writer.run(*sh("printf 'first\\nvolume\\n' > /vol/lines"))
+    assert (await parent.run(*sh("find /data/many -type f -size 0 | wc -l"))).text == "1100\n"
+    traffic = "while echo $(hostname) >> /data/busy/ticks; do ls /data >/dev/null; done"
+    await parent.exec(*sh(f"mkdir /data/busy; {traffic}"))
+    holder = await parent.exec(*sh(HOLDER))
+    await parent.run(*sh("until [ -e /ready ]; do sleep 0.05; done"))
+    (folder / "deep/new").write_text("another\n")
+    (folder / "deep/new").rename(folder / "deep/swapped")
+    with in_time(60):
+        child = await parent.fork("child")
+        grandchild = await child.fork("grandchild")
+    said, ticks = [], folder / "busy/ticks"
+    for box in (parent, child, grandchild):
+        twin = holder if box is parent else await box.attach(holder.id)
+        await box.run("touch", "/gate")
+        with in_time():
+            said.append((await twin.wait()).text)
+        await until(lambda name=box.name: f"{name}\n" in ticks.read_text()[-2000:])  # type: ignore[misc]
+    stale = "linesvolume first here" + 2 * " cat: read error: Stale file handle"
+    assert said == ["linesvolume first here first gone first swapped\n", f"{stale}\n", f"{stale}\n"]
+    assert (folder / "deep/log").read_text() == "parent\nchild\ngrandchild\n"
+    assert (folder / "deep/swapped").read_text() == "another\n"
+    await child.run(*sh("echo child > /data/new; echo no > /vol/no"))
+    assert (await parent.run("cat", "/data/new")).text == "child\n"
+    assert (await writer.run("ls", "/vol")).text == "lines\n"
 
 
 FORKER = """

@@ -276,8 +276,6 @@ class LocalRuntime:
         parent = self.lives.record(box_id)
         if Capability.FORK not in self.engines.of(parent).capabilities:
             raise UnsupportedError(NO_FORK)
-        if parent.spec.mounts:
-            raise UnsupportedError("a box with mounts cannot be forked: both would write to them unawares; clone it")
         child = new_id()
         memory = self.home.saved_memory(child)
         # Until it has a record, the lock alone keeps others from clearing the new box away.
