@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from hutch.errors import InvalidStateError, UnsupportedError
+from hutch.errors import InvalidStateError, UnsupportedError, UpstreamUnavailableError
+from hutch.host import kvm
+from hutch.host.proc import boot_id
 from hutch.runtime.runtime import LocalRuntime
 from hutch.types import BoxState, Mount
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import Sink, in_time, next_line, sh, until
+
+if TYPE_CHECKING:
+    from hutch.runtime.box import LocalBox
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -198,15 +205,80 @@ async def test_containers_are_not_forked(runtime: LocalRuntime) -> None:
     assert (await box.info()).state is BoxState.RUNNING
 
 
+def emulator(keeper: int | None) -> int:
+    """The keeper's only child."""
+    return int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text())
+
+
+async def test_faults_of_the_emulator_are_told(runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed makes the box a failed one, with the reason and what the console said; one that hangs
+    fails what is asked of it, and can be stopped, killed and removed. Nobody waits for ever."""
+    killed, frozen = [await runtime.create(IMAGE) for _ in range(2)]
+    waiting = await killed.exec("sleep", "1000")
+    os.kill(emulator((await killed.info()).pid), signal.SIGKILL)
+    with in_time():
+        assert (await waiting.wait()).exit_code == -9
+        info = await killed.info()
+        assert info.state is BoxState.FAILED and "the emulator ended" in (info.reason or "")
+        await killed.start()
+        assert (await killed.run("echo", "again")).text == "again\n"
+    waiting = await frozen.exec("sleep", "1000")
+    monkeypatch.setattr("hutch.runtime.channel._ANSWER_SECONDS", 0.5)
+    for ended in (BoxState.STOPPED, None):
+        if ended is None:
+            await frozen.start()
+        os.kill(emulator((await frozen.info()).pid), signal.SIGSTOP)
+        with pytest.raises(UpstreamUnavailableError, match="did not answer"), in_time():
+            await frozen.run("true")
+        with in_time(20):
+            await (frozen.stop(timeout=0.5) if ended else frozen.remove(force=True))
+        if ended:
+            assert (await frozen.info()).state is ended
+            with in_time():
+                assert (await waiting.wait()).exit_code == -9
+
+
+async def test_auto_is_a_vm_where_kvm_works(
+    runtime: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a container elsewhere; who asks for one of them gets it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "hutch").mkdir()
+    for answer, chosen in (("yes", "vm"), ("no", "container")):
+        (tmp_path / "hutch/kvm").write_text(f"{boot_id()} {os.geteuid()} {answer}")
+        kvm.usable.cache_clear()
+        for asked, given in (("auto", chosen), ("vm", "vm"), ("container", "container")):
+            assert (await (await runtime.create(IMAGE, isolation=asked)).info()).isolation == given
+        assert (await runtime.info())["isolation"] == chosen
+    kvm.usable.cache_clear()
+
+
+async def test_several_vms_at_once(runtime: LocalRuntime) -> None:
+    """They share what they do not change: together they take less than they have been promised."""
+    boxes = [await runtime.create(IMAGE) for _ in range(6)]
+    said: dict[str, str] = {}
+
+    async def use(box: LocalBox) -> None:
+        said[box.id] = (await box.run(*sh("hostname; sleep 0.2"), timeout=60)).text
+
+    with in_time(60):
+        async with anyio.create_task_group() as tasks:
+            for box in boxes:
+                tasks.start_soon(use, box)
+    assert said == {box.id: f"{box.id}\n" for box in boxes}
+    taken = [Path(f"/proc/{emulator((await box.info()).pid)}/smaps_rollup").read_text() for box in boxes]
+    proportional = [int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pss:"))) for text in taken]
+    assert sum(proportional) < len(boxes) * 200 << 10
+
+
 async def test_memory_that_the_guest_frees_goes_back_to_the_host(runtime: LocalRuntime, vm_store: Path) -> None:
     """And nothing of it is taken out of the template that it shares with other boxes."""
     box = await runtime.create(IMAGE)
     await box.start()
-    keeper = (await box.info()).pid
-    emulator = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().strip()
+    pid = emulator((await box.info()).pid)
 
     def own_mib() -> int:
-        lines = Path(f"/proc/{emulator}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("Private_Dirty"))) >> 10
 
     templates = {path: path.stat().st_blocks for path in (vm_store / "templates").glob("*/memory")}
