@@ -2,11 +2,11 @@
 
 usage: vm_soak.py [--count N] [--minutes N] [--image REFERENCE] [--isolation KIND]
 
-Two boxes at once are made, run commands and are removed; of ten, two have a volume, one of these is forked, one is paused and
-one is stopped and started. What comes out must be what went in. After each two nothing of them may be left: no process,
-control group, mount, folder, frozen layer or lock. And the figures must be flat, which means: the median of the last
-third of the samples is above that of the first third (both after the first tenth, which warms up) by no more than what
-stands in `SPARE`.
+Two boxes at once are made, run commands and are removed; of ten, two have a volume, of which one is forked, one is
+paused and one is stopped and started. What comes out must be what went in. After each two nothing of them may be left:
+no process, control group, mount, folder, frozen layer or lock. And the figures must be flat, which means: the median of
+the last third of the samples is above that of the first third (both after the first tenth, which warms up) by no more
+than what stands in `SPARE`.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ async def forked_and_paused(far: RemoteBox) -> None:
         await fork.remove(force=True)
 
 
-async def plain_box(chain: Chain, isolation: str, volume: str, **more: object) -> dict[str, Any]:
+async def plain_box(chain: Chain, isolation: str, volume: str, **more: object) -> Any:
     """A box with a volume at /vol, made by somebody who speaks only HTTP."""
     body = {
         "image": IMAGE,

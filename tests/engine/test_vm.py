@@ -160,7 +160,7 @@ anyio.run(VmEngine(pathlib.Path(sys.argv[1]), agent=pathlib.Path(sys.argv[2])).s
 
 
 def test_processes_make_one_template_of_each_key(own_store: Path, tmp_path: Path) -> None:
-    """Two that want the same at the same time make it once; another agent is another key, with a template of its own."""
+    """Two that want the same at the same time make it once; another agent is another key, and has its own."""
     agent, folder = tmp_path / "agent", own_store / "templates"
     shutil.copy(agent_path(), agent)
     argv = [sys.executable, "-c", PREPARER, str(own_store), str(agent)]

@@ -35,7 +35,12 @@ def test_a_guest_that_does_not_count_in_time_is_no_kvm(monkeypatch: pytest.Monke
 def test_the_answer_is_kept_until_the_machine_restarts(answer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probes: list[bool] = []
     real = kvm.probe
-    monkeypatch.setattr(kvm, "probe", lambda: probes.append(real()) or probes[-1])
+
+    def counted() -> bool:
+        probes.append(real())
+        return probes[-1]
+
+    monkeypatch.setattr(kvm, "probe", counted)
     first = kvm.usable()
     kvm.usable.cache_clear()  # another process
     assert kvm.usable() == first == probes[0] and len(probes) == 1

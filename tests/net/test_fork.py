@@ -6,11 +6,10 @@ import asyncio
 import socket
 from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 
 from hutch.types import PublishedPort, Secret
-from tests.net.conftest import IMAGE, Caller, call, get, get_tls
+from tests.net.conftest import IMAGE, Caller, get, get_tls
 from tests.net.world import GOOD, OTHER
 from tests.runtime.helpers import in_time, sh, until
 
@@ -71,7 +70,7 @@ async def test_a_fork_has_a_network_of_its_own(
         with in_time(40):
             child = await parent.fork("child")
         assert (await child.stats()).network_received_bytes == 0
-        assert (await parent.stats()).network_received_bytes > 0
+        assert (await parent.stats()).network_received_bytes
         twins = {each.id: await child.attach(each.id) for each in (outward, local, asked)}
         with in_time():
             assert (await twins[outward.id].wait()).stdout == b"one\nended\n"

@@ -210,6 +210,12 @@ def emulator(keeper: int | None) -> int:
     return int(Path(f"/proc/{keeper}/task/{keeper}/children").read_text())
 
 
+def _mib(pid: int, name: str) -> int:
+    """What the kernel says of a process's memory."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) >> 10
+
+
 async def test_faults_of_the_emulator_are_told(runtime: LocalRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was killed makes the box a failed one, with the reason and what the console said; one that hangs
     fails what is asked of it, and can be stopped, killed and removed. Nobody waits for ever."""
@@ -224,6 +230,7 @@ async def test_faults_of_the_emulator_are_told(runtime: LocalRuntime, monkeypatc
         assert (await killed.run("echo", "again")).text == "again\n"
     waiting = await frozen.exec("sleep", "1000")
     monkeypatch.setattr("hutch.runtime.channel._ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("hutch.engine.vm.engine.SYNC_SECONDS", 0.5)
     for ended in (BoxState.STOPPED, None):
         if ended is None:
             await frozen.start()
@@ -266,9 +273,8 @@ async def test_several_vms_at_once(runtime: LocalRuntime) -> None:
             for box in boxes:
                 tasks.start_soon(use, box)
     assert said == {box.id: f"{box.id}\n" for box in boxes}
-    taken = [Path(f"/proc/{emulator((await box.info()).pid)}/smaps_rollup").read_text() for box in boxes]
-    proportional = [int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pss:"))) for text in taken]
-    assert sum(proportional) < len(boxes) * 200 << 10
+    taken = [_mib(emulator((await box.info()).pid), "Pss") for box in boxes]
+    assert sum(taken) < len(boxes) * 200
 
 
 async def test_memory_that_the_guest_frees_goes_back_to_the_host(runtime: LocalRuntime, vm_store: Path) -> None:
@@ -278,8 +284,7 @@ async def test_memory_that_the_guest_frees_goes_back_to_the_host(runtime: LocalR
     pid = emulator((await box.info()).pid)
 
     def own_mib() -> int:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("Private_Dirty"))) >> 10
+        return _mib(pid, "Private_Dirty")
 
     templates = {path: path.stat().st_blocks for path in (vm_store / "templates").glob("*/memory")}
     before = own_mib()
