@@ -26,6 +26,7 @@ static uint16_t asker;
 static uint32_t asked;
 static char frozen[GROUPS][256];
 static size_t frozen_count;
+static bool waiting; /* in a fork: nothing runs in it yet */
 
 void hold_prepare(void) { groups = open("/sys/fs/cgroup", O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
 
@@ -143,14 +144,21 @@ void hold(void)
     do
         port_read(&next);
     while (next.type != LINE_GO && next.type != LINE_RESUME);
-    if (next.type == LINE_RESUME) {
+    waiting = next.type == LINE_RESUME;
+    if (waiting) {
         conn_lose_all();
         guest_become((char *)next.payload, next.length);
         cut();
+        port_tell(LINE_UP, 0, NULL, 0);
     } else {
         share_go_on(false);
+        thaw();
     }
-    thaw();
-    if (next.type == LINE_RESUME)
-        port_tell(LINE_UP, 0, NULL, 0);
+}
+
+void hold_end(void)
+{
+    if (waiting)
+        thaw();
+    waiting = false;
 }

@@ -293,6 +293,7 @@ async def test_what_runs_survives_in_a_fork(vm: VmEngine, rootfs: Path, tmp_path
         assert (await box.sh("ls /passed")).status != 0
         twin = plan(tmp_path / "twin", rootfs, lowers=[Lower(tmp_path / "copy", owned_by_box=True)])
         async with running(vm, msgspec.structs.replace(twin, saved=tmp_path / "memory")) as fork:
+            await vm.thaw(fork.directory)
             assert (await fork.sh("touch /gate; until [ -e /passed ]; do sleep 0.05; done")).status == 0
         assert (await box.sh("ls /passed")).status != 0
 

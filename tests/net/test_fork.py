@@ -55,8 +55,8 @@ async def test_a_fork_has_a_network_of_its_own(
     server = await parent.exec("talk", "echo", "8080")
     with in_time():
         assert await anext(aiter(server.stdout)) == b"listening\n"
-    # Nothing but the cut tells it of its end: it only reads.
-    outward = await parent.exec(*sh(f"nc {GOOD} 7777; echo ended"), stdin=True)
+    # Nothing but the cut tells it of its end: it only reads. Then it comes back at once.
+    outward = await parent.exec(*sh(f"nc {GOOD} 7777; nc {GOOD} 7777 </dev/null && echo again"), stdin=True)
     caller = Caller(outward)
     await caller.send(b"one\n")
     assert await caller.receive() == b"one\n"
@@ -73,7 +73,7 @@ async def test_a_fork_has_a_network_of_its_own(
         assert (await parent.stats()).network_received_bytes
         twins = {each.id: await child.attach(each.id) for each in (outward, local, asked)}
         with in_time():
-            assert (await twins[outward.id].wait()).stdout == b"one\nended\n"
+            assert (await twins[outward.id].wait()).stdout == b"one\nagain\n"
         await caller.send(b"two\n")
         assert await caller.receive() == b"two\n"
         assert await _says(first, b"two\n")
