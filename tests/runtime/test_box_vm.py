@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from hutch.errors import InvalidStateError, UnsupportedError, UpstreamUnavailableError
+from hutch.errors import EngineError, InvalidStateError, UnsupportedError, UpstreamUnavailableError
 from hutch.host import kvm
 from hutch.host.proc import boot_id
 from hutch.runtime.runtime import LocalRuntime
@@ -164,6 +164,33 @@ async def test_a_fork_takes_its_mounts_along(runtime: LocalRuntime, tmp_path: Pa
     await child.run(*sh("echo child > /data/new; echo no > /vol/no"))
     assert (await parent.run("cat", "/data/new")).text == "child\n"
     assert (await writer.run("ls", "/vol")).text == "lines\n"
+
+
+async def test_mounts_that_do_not_answer_hold_up_no_fork_for_ever(runtime: LocalRuntime, tmp_path: Path) -> None:
+    """It fails in time, and the box goes on; once their server is dead nothing is missing that was there."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_text("text\n")
+    box = await runtime.create(IMAGE, mounts=[Mount(source=str(folder), target="/data")])
+    await box.start()
+    keeper = (await box.info()).pid
+    below = map(int, Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split())
+    (server,) = (pid for pid in below if Path(f"/proc/{pid}/comm").read_text() == "box-files\n")
+    os.kill(server, signal.SIGSTOP)
+    reader = await box.exec("cat", "/data/file")
+    with in_time(20):
+        for _ in range(2):
+            with pytest.raises(EngineError, match="does not come to rest"):
+                await box.fork()
+        os.kill(server, signal.SIGCONT)
+        assert (await reader.wait()).text == "text\n"
+        fork = await box.fork()
+        assert (await fork.run("cat", "/data/file")).text == "text\n"
+        os.kill(server, signal.SIGKILL)
+        assert not (await box.run("cat", "/data/file")).ok
+        last = await box.fork()
+        assert not (await last.run("cat", "/data/file")).ok
+    assert {info.state for info in await runtime.list()} == {BoxState.RUNNING}
 
 
 FORKER = """
