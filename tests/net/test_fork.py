@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
+import signal
 import socket
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,7 @@ import pytest
 
 from hutch.types import PublishedPort, Secret
 from tests.net.conftest import IMAGE, Caller, get, get_tls
+from tests.net.test_gateway import _only_gateway
 from tests.net.world import GOOD, OTHER
 from tests.runtime.helpers import in_time, sh, until
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
+SLOW = 2.5
 SECRET = Secret(name="API_KEY", value="tr3asure-9b1f6c", hosts=("good.test",))
 
 
@@ -40,6 +45,30 @@ async def _reach(box: LocalBox) -> socket.socket:
     with in_time():
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", published.host_port))
     return connection
+
+
+async def _fork_slowly(parent: LocalBox, runtime: LocalRuntime) -> LocalBox:
+    """With a gateway that takes its time."""
+
+    def starting() -> bool:
+        return any(record.spec.name == "child" and record.state == "paused" for record in runtime.store.list_boxes())
+
+    gateway = await _only_gateway(runtime.home.root)
+    os.kill(gateway, signal.SIGSTOP)
+    forking = asyncio.ensure_future(parent.fork("child"))
+    try:
+        await until(starting, 40)
+        await asyncio.sleep(SLOW)  # nothing happens, which gives no event
+    finally:
+        os.kill(gateway, signal.SIGCONT)
+    with in_time():
+        return await forking
+
+
+async def _longest_pause(box: LocalBox) -> float:
+    """Between two turns of a loop, in seconds."""
+    times = [float(line.split()[0]) for line in (await box.run("cat", "/dev/shm/ticks")).text.splitlines()]
+    return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 @pytest.mark.timeout(120)
@@ -64,11 +93,12 @@ async def test_a_fork_has_a_network_of_its_own(
     inside = Caller(local)
     await inside.send(b"one\n")
     assert await inside.receive() == b"one\n"
+    await parent.exec(*sh("while cat /proc/uptime; do sleep 0.05; done > /dev/shm/ticks"))
     asked = await parent.exec(*sh("read go; echo $API_KEY"), stdin=True)
     with await _reach(parent) as first:
         assert await _says(first, b"one\n")
-        with in_time(40):
-            child = await parent.fork("child")
+        child = await _fork_slowly(parent, runtime)
+        assert await _longest_pause(child) >= SLOW  # nothing has run there before it had its network
         assert (await child.stats()).network_received_bytes == 0
         assert (await parent.stats()).network_received_bytes
         twins = {each.id: await child.attach(each.id) for each in (outward, local, asked)}
