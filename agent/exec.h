@@ -44,7 +44,7 @@ struct exec {
     struct exec *chain; /* hash chain */
     char id[ID_SIZE];
     enum exec_state state;
-    bool tty, has_stdin, main, timed_out, core_dumped, memory_ran_out;
+    bool tty, has_stdin, main, transfer /* of files, or to a port */, timed_out, core_dumped, memory_ran_out;
     bool done; /* exited and both streams at their end */
     pid_t pid;
     int32_t status;

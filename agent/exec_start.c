@@ -111,6 +111,7 @@ static void fill(struct exec *exec, const struct frame *frame, const struct star
     exec->tty = request->tty;
     exec->has_stdin = (request->flags & START_STDIN) != 0;
     exec->main = (request->flags & START_MAIN) != 0;
+    exec->transfer = request->file_op != 0;
     exec->timeout_ms = request->timeout_ms;
     exec->kill_after_ms = request->kill_after_ms;
     exec->linger_ms = request->linger_ms;

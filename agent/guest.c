@@ -4,6 +4,7 @@
  * box. Then the host resumes it with what makes the box: entropy, time, names; only now the driver takes the disks. */
 #define _GNU_SOURCE
 #include "agent.h"
+#include "cut.h"
 #include "hold.h"
 #include "launch.h"
 #include "mainlog.h"
@@ -270,7 +271,8 @@ static void take_record(const char *key, const char *value)
     } else if (!strcmp(key, "pids")) {
         limit_processes(value);
     } else if (!strcmp(key, "mount_rw") || !strcmp(key, "mount_ro")) {
-        add_mount(value, !strcmp(key, "mount_ro"));
+        if (!settled) /* a fork has them */
+            add_mount(value, !strcmp(key, "mount_ro"));
     } else if (!strncmp(key, "etc/", 4)) {
         char path[64];
         snprintf(path, sizeof path, "/etc/%.40s", key + 4);
@@ -292,6 +294,8 @@ void guest_become(char *records, size_t length)
         launch_fail("receiving the configuration");
     while (config_next(&records, end, &key, &value))
         take_record(key, value);
+    if (settled && !share_go_on(true))
+        launch_fail("taking the mounts along");
     launch_failed = before;
 }
 
@@ -331,6 +335,7 @@ int cmd_init(int argc, char **argv)
     umask(022);
     mount_system();
     hold_prepare();
+    cut_prepare();
     load_modules("/modules/first");
     int fd = find_port(1);
     if (fd < 0)

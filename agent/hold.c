@@ -12,8 +12,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cut.h"
 #include "port.h"
 #include "power.h"
+#include "share.h"
 
 #define OWN "hutch.fork"
 
@@ -24,6 +26,7 @@ static uint16_t asker;
 static uint32_t asked;
 static char frozen[GROUPS][256];
 static size_t frozen_count;
+static bool waiting; /* in a fork: nothing runs in it yet */
 
 void hold_prepare(void) { groups = open("/sys/fs/cgroup", O_RDONLY | O_DIRECTORY | O_CLOEXEC); }
 
@@ -129,9 +132,10 @@ void hold(void)
     asker = 0;
     if (!conn || !list_empty(&conn->out))
         return; /* it has gone, and the keeper holds nothing any more */
-    if (!freeze()) {
+    if (!freeze() || !share_hold()) { /* in this order: what the frozen wait for must come first */
+        share_go_on(false);
         thaw();
-        conn_fail(conn, asked, NULL, F_BUSY, 0, "a process of the box does not come to rest");
+        conn_fail(conn, asked, NULL, F_BUSY, 0, "a process of the box, or one of its mounts, does not come to rest");
         return;
     }
     frame_header(answer, OK, 0, asked, NULL, 0);
@@ -140,11 +144,21 @@ void hold(void)
     do
         port_read(&next);
     while (next.type != LINE_GO && next.type != LINE_RESUME);
-    if (next.type == LINE_RESUME) {
+    waiting = next.type == LINE_RESUME;
+    if (waiting) {
         conn_lose_all();
         guest_become((char *)next.payload, next.length);
-    }
-    thaw();
-    if (next.type == LINE_RESUME)
+        cut();
         port_tell(LINE_UP, 0, NULL, 0);
+    } else {
+        share_go_on(false);
+        thaw();
+    }
+}
+
+void hold_end(void)
+{
+    if (waiting)
+        thaw();
+    waiting = false;
 }

@@ -13,7 +13,9 @@ void hold_prepare(void);
 /* The request HOLD. The answer comes when the keeper holds its end of the line. */
 void hold_ask(struct conn *conn, const struct frame *frame);
 
-/* The keeper does. Returns when the box, or the fork that it has become, goes on. */
+/* The keeper does. Returns when the box goes on, or in the fork that it has become, whose processes wait for hold_end: its network is
+ * yet to come. */
 void hold(void);
+void hold_end(void);
 
 #endif

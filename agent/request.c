@@ -181,8 +181,10 @@ static void set_clock(struct conn *conn, const struct frame *frame)
         conn_fail(conn, frame->req, frame->id, F_UNSUPPORTED, 0, "the clock is the host's");
     else if (clock_settime(CLOCK_REALTIME, &time) < 0)
         conn_fail(conn, frame->req, frame->id, F_INVALID, (uint16_t)errno, strerror(errno));
-    else
+    else {
+        hold_end();
         conn_reply(conn, frame, OK, NULL, 0);
+    }
 }
 
 /* A container has no card: its packets end in its own namespace. */

@@ -62,7 +62,35 @@ bool node_is(const struct node *node, const struct statx *status);
 int node_open(struct node *node, uint64_t flags, struct statx *status); /* -1 with errno; follows no symlink, opens no device */
 int file_status(int fd, const char *name, struct statx *status);        /* an empty name: of the descriptor */
 
+/* What a server knows that a guest counts on, so that the server of its fork can go on: items, each of a multiple of 8 bytes. The guest's
+ * agent asks for them (SHARE_SAVE, with the number of the first) and says them to the new server before all else (SHARE_RESTORE). They are
+ * not trusted: whatever they claim, a file is what its path leads to and its identity says, like after any lookup. */
+enum { SHARE_SAVE = 0x48550001, SHARE_RESTORE = 0x48550002, SHARE_NODE = 1, SHARE_HANDLE = 2 };
+
+struct share_saved {
+    uint64_t next; /* of the items: as many were told */
+};
+
+struct share_item {
+    uint32_t kind, flags; /* flags: how a handle is open */
+    uint64_t id, parent;  /* of a handle: its node */
+    uint64_t device, inode, lookups;
+    int64_t born;
+    uint64_t length; /* of the name */
+    char name[];
+};
+
+size_t nodes_save(uint64_t *skip, uint8_t *to, size_t room); /* parents first; the items that fit, behind the first `skip` */
+unsigned nodes_count(void);
+bool node_restore(const struct share_item *item, const char *name); /* false with EINVAL: it is malformed */
+
 /* share_guest.c: in the guest: mount at `point` what the other end of the port serves. */
 void share_mount(const char *point, int port);
+
+/* For a fork: keep requests back, and learn from the server what it knows. false: that is not possible now. */
+bool share_hold(void);
+
+/* Go on, with the same server or with another one, which is told first. false: it has refused. */
+bool share_go_on(bool other);
 
 #endif

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -12,72 +11,12 @@
 
 #include <linux/fs.h>
 
-enum { HANDLE_MAX = 8192, DESCRIPTORS_KEPT = 32 };
-
-/* A file or directory that the guest has open. */
-struct handle {
-    int fd; /* -1: free */
-    uint32_t salt;
-    uint64_t node;
-    bool append;
-};
-
-static struct handle handles[HANDLE_MAX];
-static unsigned handle_count, handle_next;
-static uint32_t last_salt;
-static struct handle *handle_find(uint64_t number)
-{
-    struct handle *handle = &handles[number % HANDLE_MAX];
-    if (handle->fd >= 0 && handle->salt == number >> 32)
-        return handle;
-    errno = EBADF;
-    return NULL;
-}
-
-/* Takes the descriptor, in any case. */
-static int handle_enter(int fd, const struct node *node, bool append, uint64_t *number)
-{
-    if (handle_count == HANDLE_MAX) {
-        shut(fd);
-        errno = ENFILE;
-        return -1;
-    }
-    while (handles[handle_next % HANDLE_MAX].fd >= 0)
-        handle_next++;
-    unsigned index = handle_next++ % HANDLE_MAX;
-    handles[index] = (struct handle){fd, ++last_salt, node->id, append};
-    handle_count++;
-    *number = (uint64_t)handles[index].salt << 32 | index;
-    return 0;
-}
-
-static void handle_drop(struct handle *handle)
-{
-    close(handle->fd);
-    handle->fd = -1;
-    handle_count--;
-}
-
-/* A file that has lost its name may still be open. `flags`: how it must be. */
-static int borrow(const struct node *node, uint64_t flags)
-{
-    for (int i = 0; i < HANDLE_MAX; i++) {
-        if (handles[i].fd < 0 || handles[i].node != node->id)
-            continue;
-        int mode = fcntl(handles[i].fd, F_GETFL) & O_ACCMODE;
-        if (flags & O_PATH || mode == O_RDWR || mode == (int)(flags & O_ACCMODE))
-            return fcntl(handles[i].fd, F_DUPFD_CLOEXEC, 0);
-    }
-    errno = ESTALE;
-    return -1;
-}
-
 static int open_or_borrow(struct node *node, uint64_t flags, struct statx *status)
 {
     int fd = node_open(node, flags, status);
     if (fd >= 0 || errno != ESTALE)
         return fd;
-    fd = borrow(node, flags);
+    fd = handle_borrow(node, flags);
     if (fd >= 0 && file_status(fd, "", status) == 0)
         return fd;
     shut(fd);
@@ -148,7 +87,7 @@ static int set_mode(struct node *node, mode_t mode)
         if (found)
             return result;
     }
-    int fd = borrow(node, O_PATH), result = fd < 0 ? -1 : fchmod(fd, mode);
+    int fd = handle_borrow(node, O_PATH), result = fd < 0 ? -1 : fchmod(fd, mode);
     shut(fd);
     return result;
 }
@@ -213,18 +152,6 @@ int share_readlink(struct request *request)
     ssize_t size = fd < 0 ? -1 : readlinkat(fd, "", (char *)share_answer.bytes, 4096);
     shut(fd);
     return (int)size;
-}
-
-static int put_open(uint64_t handle, size_t at)
-{
-    *(struct fuse_open_out *)(void *)(share_answer.bytes + at) = (struct fuse_open_out){.fh = handle};
-    return (int)(at + sizeof(struct fuse_open_out));
-}
-
-int keep_open(int fd, const struct node *node, uint32_t flags, size_t at)
-{
-    uint64_t handle;
-    return handle_enter(fd, node, flags & O_APPEND, &handle) < 0 ? -1 : put_open(handle, at);
 }
 
 uint64_t safe_flags(uint32_t flags) { return flags & (uint32_t)(O_ACCMODE | O_SYNC | O_DSYNC); }
@@ -368,15 +295,4 @@ int share_lseek(struct request *request)
         return -1;
     *(struct fuse_lseek_out *)(void *)share_answer.bytes = (struct fuse_lseek_out){.offset = (uint64_t)place};
     return sizeof(struct fuse_lseek_out);
-}
-
-void handles_open(void)
-{
-    struct rlimit files;
-    for (int i = 0; i < HANDLE_MAX; i++)
-        handles[i].fd = -1;
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
-        files.rlim_cur = files.rlim_max < HANDLE_MAX + DESCRIPTORS_KEPT ? files.rlim_max : HANDLE_MAX + DESCRIPTORS_KEPT;
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
 }

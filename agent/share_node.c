@@ -159,6 +159,27 @@ static unsigned mount_of(const struct node *parent, const char *name)
     return parent == &top ? (unsigned)atoi(name) + 1 : parent->file.mount;
 }
 
+static struct node *insert(struct node *parent, const char *name, const struct file_id *file, uint64_t id, uint64_t lookups)
+{
+    struct node *node = calloc(1, sizeof *node);
+    if (!node)
+        return NULL;
+    list_init(&node->order);
+    node->file = *file;
+    if (!place_at(node, parent, name)) {
+        free(node);
+        return NULL;
+    }
+    node->id = id;
+    node->lookups = lookups;
+    node->next_by_id = *id_chain(id);
+    *id_chain(id) = node;
+    node->next_by_file = *file_chain(file);
+    *file_chain(file) = node;
+    count++;
+    return node;
+}
+
 struct node *node_enter(struct node *parent, const char *name, const struct statx *status)
 {
     struct file_id file = identify(status, mount_of(parent, name));
@@ -172,23 +193,9 @@ struct node *node_enter(struct node *parent, const char *name, const struct stat
     }
     touch(parent); /* so that it is not what has to go */
     make_room();
-    node = calloc(1, sizeof *node);
-    if (!node)
-        return NULL;
-    list_init(&node->order);
-    node->file = file;
-    if (!place_at(node, parent, name)) {
-        free(node);
-        return NULL;
-    }
-    node->id = pinned(node) ? FUSE_ROOT_ID + file.mount : ++last_id;
-    node->lookups = 1;
-    node->next_by_id = *id_chain(node->id);
-    *id_chain(node->id) = node;
-    node->next_by_file = *file_chain(&file);
-    *file_chain(&file) = node;
-    count++;
-    touch(node);
+    node = insert(parent, name, &file, parent == &top ? FUSE_ROOT_ID + file.mount : ++last_id, 1);
+    if (node)
+        touch(node);
     return node;
 }
 
@@ -251,4 +258,57 @@ int node_open(struct node *node, uint64_t flags, struct statx *status)
     close(fd);
     errno = ESTALE;
     return -1;
+}
+
+unsigned nodes_count(void) { return count; }
+
+/* Put each parent behind its children: whoever is told of the last first knows the parents of all. */
+static void order_all(void)
+{
+    for (unsigned i = 0; i <= count; i++)
+        touch(entry(used.next, struct node, order));
+}
+
+size_t nodes_save(uint64_t *skip, uint8_t *to, size_t room)
+{
+    size_t done = 0;
+    uint64_t number = 0;
+    if (*skip == 0)
+        order_all();
+    for (struct link *at = used.prev; at != &used; at = at->prev) {
+        const struct node *node = entry(at, struct node, order);
+        if (!node->parent || number++ < *skip)
+            continue;
+        size_t length = strlen(node->name), size = sizeof(struct share_item) + ((length + 7) & ~(size_t)7);
+        if (room - done < size)
+            break;
+        struct share_item *item = (void *)(to + done);
+        memset(item, 0, size);
+        *item = (struct share_item){.kind = SHARE_NODE, .id = node->id, .parent = node->parent->id, .device = node->file.device,
+                                    .inode = node->file.inode, .born = node->file.born, .lookups = node->lookups, .length = length};
+        memcpy(item->name, node->name, length);
+        done += size;
+        ++*skip;
+    }
+    return done;
+}
+
+bool node_restore(const struct share_item *item, const char *name)
+{
+    struct node *parent = node_find(item->parent);
+    char room[PATH_ROOM];
+    if (!parent || count >= NODE_MAX)
+        return true; /* stale then, like all that is forgotten */
+    struct file_id file = {item->device, item->inode, item->born, mount_of(parent, name)};
+    bool mount = parent == &top, own_id = item->id == FUSE_ROOT_ID + (uint64_t)file.mount;
+    if (node_find(item->id) || find_file(&file) || (mount ? !own_id : item->id <= FUSE_ROOT_ID + SHARE_MOUNT_MAX)) {
+        errno = EINVAL;
+        return false;
+    }
+    struct node *node = insert(parent, name, &file, item->id, item->lookups);
+    if (node)
+        list_append(used.next, &node->order); /* what comes later was used less lately */
+    if (node && !path_of(node, room))
+        drop(node);
+    return true;
 }

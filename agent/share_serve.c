@@ -82,7 +82,7 @@ static int share_init(struct request *request)
 }
 
 /* What is not here the guest's kernel does by itself, or tells its programs that it cannot be done. */
-static int (*const acts[])(struct request *request) = {
+static share_act *const acts[] = {
     [FUSE_LOOKUP] = share_lookup,   [FUSE_GETATTR] = share_getattr,    [FUSE_SETATTR] = share_setattr,   [FUSE_READLINK] = share_readlink,
     [FUSE_SYMLINK] = share_symlink, [FUSE_MKNOD] = share_mknod,        [FUSE_MKDIR] = share_mkdir,       [FUSE_UNLINK] = share_unlink,
     [FUSE_RMDIR] = share_rmdir,     [FUSE_RENAME] = share_rename,      [FUSE_RENAME2] = share_rename2,   [FUSE_LINK] = share_link,
@@ -91,6 +91,17 @@ static int (*const acts[])(struct request *request) = {
     [FUSE_INIT] = share_init,       [FUSE_OPENDIR] = share_opendir,    [FUSE_READDIR] = share_readdir,   [FUSE_CREATE] = share_create,
     [FUSE_FALLOCATE] = share_fallocate, [FUSE_LSEEK] = share_lseek,
 };
+
+static share_act *act_for(uint32_t opcode)
+{
+    static bool begun;
+    if (opcode == SHARE_RESTORE)
+        return begun ? NULL : share_restore;
+    begun = true;
+    if (opcode == SHARE_SAVE)
+        return share_save;
+    return opcode < sizeof acts / sizeof *acts ? acts[opcode] : NULL;
+}
 
 static void forget(struct request *request)
 {
@@ -129,8 +140,9 @@ long share_handle(uint8_t *message, size_t size)
         forget(&request);
     if (opcode == FUSE_FORGET || opcode == FUSE_BATCH_FORGET || opcode == FUSE_INTERRUPT)
         return 0; /* they want no answer */
+    share_act *act = act_for(opcode);
     errno = ENOSYS;
-    int done = opcode < sizeof acts / sizeof *acts && acts[opcode] ? acts[opcode](&request) : -1;
+    int done = act ? act(&request) : -1;
     share_answer.head = (struct fuse_out_header){.error = done < 0 ? -errno : 0, .unique = request.head->unique};
     share_answer.head.len = (uint32_t)(sizeof share_answer.head + (done < 0 ? 0 : (size_t)done));
     return share_answer.head.len;

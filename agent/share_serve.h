@@ -35,9 +35,27 @@ int open_directory(struct node *node, struct statx *status);
 
 /* share_file.c, for entries. */
 void put_attributes(struct fuse_attr *to, const struct statx *status);
-int keep_open(int fd, const struct node *node, uint32_t flags, size_t at); /* takes the descriptor, in any case */
 uint64_t safe_flags(uint32_t flags);
+
+/* share_handle.c: the files and directories that the guest has open. */
+struct handle {
+    int fd; /* -1: free */
+    uint32_t salt;
+    uint64_t node;
+    bool append;
+};
+
 void handles_open(void);
+struct handle *handle_find(uint64_t number);
+int keep_open(int fd, const struct node *node, uint32_t flags, size_t at); /* takes the descriptor, in any case */
+void handle_drop(struct handle *handle);
+int handle_borrow(const struct node *node, uint64_t flags); /* a file that has lost its name may still be open; `flags`: how it must be */
+size_t handles_save(uint64_t *skip, uint8_t *to, size_t room);
+void handle_restore(const struct share_item *item); /* what cannot be opened any more is stale */
+
+/* share_fork.c: the opcodes SHARE_SAVE and SHARE_RESTORE. */
+int share_save(struct request *request);
+int share_restore(struct request *request);
 
 /* Requests: the size of the answer, or -1 with errno. */
 typedef int share_act(struct request *request);

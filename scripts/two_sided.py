@@ -74,7 +74,8 @@ def copy_tree(target: Path) -> None:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__", ".*cache*"))
+            ignored = shutil.ignore_patterns("__pycache__", ".*cache*")
+            shutil.copytree(source, target / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy2(source, target / name)
 

@@ -2,11 +2,11 @@
 
 usage: vm_soak.py [--count N] [--minutes N] [--image REFERENCE] [--isolation KIND]
 
-Two boxes at once are made, run commands and are removed; of ten, one has a volume, one is forked, one is paused and
-one is stopped and started. What comes out must be what went in. After each two nothing of them may be left: no process,
-control group, mount, folder, frozen layer or lock. And the figures must be flat, which means: the median of the last
-third of the samples is above that of the first third (both after the first tenth, which warms up) by no more than what
-stands in `SPARE`.
+Two boxes at once are made, run commands and are removed; of ten, two have a volume, of which one is forked, one is
+paused and one is stopped and started. What comes out must be what went in. After each two nothing of them may be left:
+no process, control group, mount, folder, frozen layer or lock. And the figures must be flat, which means: the median of
+the last third of the samples is above that of the first third (both after the first tenth, which warms up) by no more
+than what stands in `SPARE`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Soak:
 
     async def cycle(self, number: int) -> None:
         """Make a box, use it, remove it."""
-        mounts = [hutch.Mount(target="/volume", volume="shared")] if number % 10 == 0 else []
+        mounts = [hutch.Mount(target="/volume", volume="shared")] if number % 10 in (0, 3) else []
         try:
             with anyio.fail_after(PATIENCE):
                 box = await self.runtime.create(self.image, isolation=self.isolation, mounts=mounts)
@@ -132,7 +132,7 @@ class Soak:
                     case 3 if self.isolation == "vm":
                         fork = await box.fork()
                         self.gone.add(fork.id)
-                        await self._use(fork, "/data")
+                        await self._use(fork, f"{mounts[0].target}/{fork.id}")
                         await fork.remove(force=True)
                     case 5:
                         await box.pause()

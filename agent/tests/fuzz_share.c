@@ -1,5 +1,6 @@
 /* libFuzzer: what the guest's kernel may send to the server of mounts, in a folder of its own.
- * Built with agent/share_serve.c agent/share_entry.c agent/share_file.c agent/share_node.c. */
+ * Built with agent/share_serve.c agent/share_entry.c agent/share_file.c
+ * agent/share_handle.c agent/share_fork.c agent/share_node.c. */
 #include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
@@ -29,12 +30,12 @@ static int delete(const char *path, const struct stat *status, int type, struct 
 {
     (void)status;
     (void)type;
-    return where->level ? remove(path) : 0;
+    return where->level && strcmp(path, mount) != 0 ? remove(path) : 0;
 }
 
 static void clean(void)
 {
-    nftw(mount, delete, 8, FTW_DEPTH | FTW_PHYS);
+    nftw(place, delete, 8, FTW_DEPTH | FTW_PHYS); /* also what stands beside the mount: nothing but the product's root keeps the guest from it */
     chmod(mount, 0755);
 }
 
@@ -75,6 +76,29 @@ static long ask(uint32_t opcode, uint64_t node, const void *payload, size_t size
     return share_answer.head.error ? 0 : answer;
 }
 
+/* What a guest may claim to have known; here the server has begun, so the message itself would be refused. */
+static void claim(const uint8_t *bytes, size_t size)
+{
+    static _Alignas(8) uint8_t message[sizeof(struct share_item) + PAYLOAD_MAX + 1];
+    struct share_item item = {.kind = SHARE_NODE, .parent = ids[bytes[0] % KNOWN], .id = (uint64_t)bytes[1] << 40 | bytes[2], .inode = bytes[3]};
+    struct request request = {.rest = message};
+    item.length = bytes[4] < 128 ? size - 8 : bytes[5];
+    if (bytes[4] % 4 == 3)
+        item = (struct share_item){.kind = SHARE_HANDLE, .parent = ids[bytes[0] % KNOWN], .id = bytes[1] | (uint64_t)bytes[2] << 32, .flags = bytes[3] << (bytes[5] & 16)};
+    memcpy(message, &item, sizeof item);
+    memset(message + sizeof item, 0, PAYLOAD_MAX + 1);
+    memcpy(message + sizeof item, bytes + 8, size - 8);
+    request.left = sizeof item + ((size - 8 + 7) & ~(size_t)7);
+    if (item.kind == SHARE_HANDLE)
+        request.left = sizeof item;
+    if (share_restore(&request) == 0 && item.kind == SHARE_NODE)
+        ids[2 + bytes[6] % (KNOWN - 2)] = item.id;
+    if (item.kind == SHARE_HANDLE) {
+        ask(FUSE_RELEASE, 1, &(struct fuse_release_in){.fh = opened[bytes[6] % KNOWN]}, sizeof(struct fuse_release_in));
+        opened[bytes[6] % KNOWN] = item.id;
+    }
+}
+
 /* Ids and handles are drawn by the server: the input names those that it was given before. */
 static void learn(uint32_t opcode, long answer, unsigned at)
 {
@@ -97,6 +121,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     ask(FUSE_LOOKUP, FUSE_ROOT_ID, "0", 2);
     for (unsigned turn = 0; size >= 4; turn++) {
         uint32_t opcode = data[0] % 52;
+        if (data[0] >= 208)
+            opcode = SHARE_SAVE;
         uint64_t node = ids[data[1] % KNOWN];
         size_t length = data[2] < size - 4 ? data[2] : size - 4;
         memcpy(payload, data + 4, length);
@@ -104,7 +130,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             memcpy(payload, data[3] < 64 ? &opened[data[3] % KNOWN] : &ids[data[3] % KNOWN], 8);
         data += 4 + length;
         size -= 4 + length;
-        learn(opcode, ask(opcode, node, payload, length), turn);
+        if (length >= 8 && opcode == 51)
+            claim(payload, length);
+        else
+            learn(opcode, ask(opcode, node, payload, length), turn);
     }
     for (unsigned i = 0; i < KNOWN; i++)
         ask(FUSE_RELEASE, 1, &(struct fuse_release_in){.fh = opened[i]}, sizeof(struct fuse_release_in));

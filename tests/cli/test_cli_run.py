@@ -299,3 +299,17 @@ def test_a_killed_run_is_cleaned_up_by_the_next_command(hutch: Any, read_line: A
     process.kill()
     process.wait(30)
     assert hutch.boxes() == []
+
+
+@pytest.mark.here
+def test_what_a_box_is_isolated_by_is_chosen_and_shown(hutch: Any, vm_store: Path) -> None:
+    (hutch.home / "vm").rmdir()
+    (hutch.home / "vm").symlink_to(vm_store)
+    for kind in ("container", "vm"):
+        hutch("create", "--name", kind, "--isolation", kind, "busybox")
+        (shown,) = hutch.json("inspect", kind)
+        assert shown["isolation"] == kind
+        assert (hutch.text("exec", kind, "uname", "-r") == os.uname().release) == (kind == "container")
+    hutch("fork", "--name", "fork", "vm")
+    assert hutch.json("inspect", "fork")[0]["isolation"] == "vm"
+    hutch("rm", "-f", "container", "vm", "fork")

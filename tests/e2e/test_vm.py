@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
+import httpx2
 import pytest
 
+from hutch.errors import InvalidStateError
 from hutch.sdk.remote import RemoteRuntime
 from hutch.types import BoxState
 from tests.e2e.fleet import KEY, Chain, shared_home
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
 LAST = 30_000
+NOISE = os.urandom(1_000_000)
 
 
 @pytest.fixture
@@ -92,6 +95,19 @@ async def forked_and_paused(far: RemoteBox) -> None:
         await fork.remove(force=True)
 
 
+async def plain_box(chain: Chain, isolation: str, volume: str, **more: object) -> Any:
+    """A box with a volume at /vol, made by somebody who speaks only HTTP."""
+    body = {
+        "image": IMAGE,
+        "isolation": isolation,
+        "volumes": [{"managed_volume": volume, "guest_path": "/vol"} | more],
+    }
+    async with httpx2.AsyncClient(base_url=chain.front.url, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        answer = await client.post("/v1/boxes", json=body, timeout=30)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
 @pytest.mark.timeout(120)
 async def test_a_vm_at_the_far_end(chain: Chain, tmp_path: Path) -> None:
     """One box for all, since it takes long to start."""
@@ -104,3 +120,41 @@ async def test_a_vm_at_the_far_end(chain: Chain, tmp_path: Path) -> None:
         await killed_in_mid_stream(chain, far)
         await forked_and_paused(far)
         await far.remove(force=True)
+
+
+@pytest.mark.timeout(120)
+async def test_vms_and_containers_share_a_volume(chain: Chain) -> None:
+    """VMs, a container and a fork have the same files; who may only read is refused by the host."""
+    async with RemoteRuntime(chain.front.url, KEY) as runtime:
+        volume = await runtime.volumes.create("shared")
+        made = [
+            await plain_box(chain, "vm", volume.id),
+            await plain_box(chain, "container", volume.name),
+            await plain_box(chain, "vm", volume.name, read_only=True),
+        ]
+        assert [box["isolation"] for box in made] == ["vm", "container", "vm"]
+        machine, container, reader = [await runtime.get(box["box_id"]) for box in made]
+        with in_time(60):
+            assert (await machine.run(*sh("echo machine > /vol/file; mkdir /vol/d; chown 7:8 /vol/d"))).ok
+            assert (await container.run(*sh("echo container >> /vol/file; stat -c %u:%g /vol/d"))).text == "7:8\n"
+            both = "machine\ncontainer\n"
+            assert (await reader.run("cat", "/vol/file")).text == (await machine.run("cat", "/vol/file")).text == both
+            refused = await reader.run(*sh("mount -o remount,rw /vol; echo x > /vol/x; rm /vol/file"))
+            assert not refused.ok and b"ead-only" in refused.stderr
+            # At once: what each appends stays whole.
+            append = sh("for i in $(seq 50); do echo $(hostname) >> /vol/log; done")
+            async with anyio.create_task_group() as tasks:
+                for box in (machine, container):
+                    tasks.start_soon(box.run, *append)
+            lines = (await container.files.read("/vol/log")).decode().split()
+            assert sorted(lines) == sorted(50 * [machine.id] + 50 * [container.id])
+            await machine.files.write("/vol/big", NOISE)
+            assert await container.files.read("/vol/big") == NOISE
+            fork = await machine.fork("with-volume")
+            await fork.run(*sh("echo fork > /vol/file"))
+            assert (await reader.run("cat", "/vol/file")).text == "fork\n"
+        with pytest.raises(InvalidStateError):
+            await runtime.volumes.remove(volume.name)
+        for box in (machine, container, reader, fork):
+            await box.remove(force=True)
+        await runtime.volumes.remove(volume.name)

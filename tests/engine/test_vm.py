@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ from hutch.engine.base import Lower, MountPlan, Observed
 from hutch.engine.launcher import BoxFault
 from hutch.engine.vm import VmEngine, disk, launch, qcow2, qmp
 from hutch.errors import EngineError, StorageError, UpstreamUnavailableError
+from hutch.host import kvm
+from hutch.host.binary import agent_path
+from hutch.host.proc import boot_id
 from hutch.types import Limits
 from tests.engine.boxes import plan, running
 
@@ -56,9 +60,11 @@ async def test_two_boxes_of_a_template_are_strangers(vm: VmEngine, rootfs: Path,
     """Entropy, clock, names: what two copies of one machine would share."""
     seen = []
     for name in ("one", "two"):
-        async with running(vm, plan(tmp_path / name, rootfs)) as box:
+        named = msgspec.structs.replace(plan(tmp_path / name, rootfs), hostname=name)
+        async with running(vm, named) as box:
             output = await box.sh(
-                "head -c 16 /dev/urandom | od -An -tx1; cat /etc/machine-id /proc/sys/kernel/random/boot_id; date +%s"
+                "head -c 16 /dev/urandom | od -An -tx1; cat /etc/machine-id /proc/sys/kernel/random/boot_id;"
+                "hostname; date +%s"
             )
             *values, clock = output.out.splitlines()
             assert abs(int(clock) - time.time()) < 5
@@ -66,8 +72,8 @@ async def test_two_boxes_of_a_template_are_strangers(vm: VmEngine, rootfs: Path,
             await box.sh("echo secret > /dev/shm/secret; echo secret > /secret")
         async with running(vm, plan(tmp_path / f"{name}-next", rootfs)) as box:
             assert (await box.sh("ls -A /dev/shm; test ! -e /secret || echo leaked")).out == ""
-    assert seen[0][0] != seen[1][0]
-    assert seen[0][1] != seen[1][1] and len(seen[0][1]) == 32
+    assert len(seen[0][1]) == 32 and not set(seen[0]) & set(seen[1])
+    assert (seen[0][3], seen[1][3]) == ("one", "two")
 
 
 async def test_a_machine_id_stays_with_its_box(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
@@ -144,6 +150,49 @@ async def test_a_template_can_be_deleted_at_any_time(own_store: Path, rootfs: Pa
     for name in ("two", "three"):
         await vm.kill(tmp_path / name)
         assert not (tmp_path / name / "run/state.json").exists()
+
+
+PREPARER = """
+import anyio, pathlib, sys
+from hutch.engine.vm import VmEngine
+anyio.run(VmEngine(pathlib.Path(sys.argv[1]), agent=pathlib.Path(sys.argv[2])).set_up, lambda step: None)
+"""
+
+
+def test_processes_make_one_template_of_each_key(own_store: Path, tmp_path: Path) -> None:
+    """Two that want the same at the same time make it once; another agent is another key, and has its own."""
+    agent, folder = tmp_path / "agent", own_store / "templates"
+    shutil.copy(agent_path(), agent)
+    argv = [sys.executable, "-c", PREPARER, str(own_store), str(agent)]
+    both = [subprocess.Popen(argv) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    (first,) = folder.glob("[!.]*")
+    made = first.stat().st_ino
+    with agent.open("ab") as file:
+        file.write(b"another")
+    assert subprocess.run(argv, timeout=60).returncode == 0
+    assert len(set(folder.glob("[!.]*"))) == 2 and first.stat().st_ino == made
+    assert not list(folder.glob(".*.part"))
+
+
+async def test_a_guest_that_does_not_boot_under_kvm_runs_without(
+    vm_store: Path, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No guest is as quick as this limit, whatever KVM is like here. From then on it is not tried any more."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("hutch.engine.vm.template.KVM_BOOT_SECONDS", 0.05)
+    (tmp_path / "hutch").mkdir()
+    (tmp_path / "hutch/kvm").write_text(f"{boot_id()} {os.geteuid()} yes")
+    kvm.usable.cache_clear()
+    try:
+        vm = VmEngine(vm_store)
+        async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+            assert (await box.sh("echo translated")).out == "translated\n"
+            assert "tcg" in Path(f"/proc/{emulator(box)}/cmdline").read_text()
+        assert not await vm.uses_kvm()
+        assert "KVM is not used any more until the machine restarts" in caplog.text
+    finally:
+        kvm.usable.cache_clear()
 
 
 async def test_a_spoilt_template_is_thrown_away(own_store: Path, rootfs: Path, tmp_path: Path) -> None:
@@ -244,6 +293,7 @@ async def test_what_runs_survives_in_a_fork(vm: VmEngine, rootfs: Path, tmp_path
         assert (await box.sh("ls /passed")).status != 0
         twin = plan(tmp_path / "twin", rootfs, lowers=[Lower(tmp_path / "copy", owned_by_box=True)])
         async with running(vm, msgspec.structs.replace(twin, saved=tmp_path / "memory")) as fork:
+            await vm.thaw(fork.directory)
             assert (await fork.sh("touch /gate; until [ -e /passed ]; do sleep 0.05; done")).status == 0
         assert (await box.sh("ls /passed")).status != 0
 

@@ -380,11 +380,15 @@ class Lives:
                 published=(),
             )
             self.started.add(record.id)
+            if plan.saved is not None:  # its programs stand still until they have their network, whoever may die here
+                record = self._save(record, Event.PAUSE)
             record = await self.serve_network(record)
             if record.sealed:
                 await self._connect(record.id)
                 await self.prepare(record)
-            if record.command is not None and plan.saved is None:
+            if plan.saved is not None:
+                await self._observed(record)
+            elif record.command is not None:
                 await self._start_main(record, watch)
         except BaseException as error:
             with anyio.CancelScope(shield=True):

@@ -276,8 +276,6 @@ class LocalRuntime:
         parent = self.lives.record(box_id)
         if Capability.FORK not in self.engines.of(parent).capabilities:
             raise UnsupportedError(NO_FORK)
-        if parent.spec.mounts:
-            raise UnsupportedError("a box with mounts cannot be forked: both would write to them unawares; clone it")
         child = new_id()
         memory = self.home.saved_memory(child)
         # Until it has a record, the lock alone keeps others from clearing the new box away.
@@ -293,7 +291,7 @@ class LocalRuntime:
                 copy = msgspec.structs.replace(
                     self._unstarted(record, time.time()),
                     id=child,
-                    spec=msgspec.structs.replace(record.spec, name=name),
+                    spec=msgspec.structs.replace(record.spec, name=name, network=_with_free_ports(record.spec.network)),
                     disks=disks,
                 )
                 self._add(copy)
@@ -553,6 +551,12 @@ class LocalRuntime:
     def _check_open(self) -> None:
         if self._closed or self._tasks is None:
             raise RuntimeClosedError("the runtime is closed; use it inside `async with`")
+
+
+def _with_free_ports(network: NetPolicy) -> NetPolicy:
+    """The same network for a second box that runs at the same time: the ports of the host are taken."""
+    ports = tuple(msgspec.structs.replace(port, host_port=0) for port in network.ports)
+    return msgspec.structs.replace(network, ports=ports)
 
 
 def _ignore(data: bytes) -> None:

@@ -367,11 +367,11 @@ class Box(Protocol):
         """Make a new box that goes on where this running VM is, with its memory, processes and disk.
 
         This one stands still for the moment of the copy. In the new one commands that run here run on under the same
-        ids (`attach`), with connections of their own; the clock, the host's name, ``/etc/machine-id`` and the kernel's
-        entropy are made anew before anything runs.
+        ids (`attach`); the clock, the host's name, ``/etc/machine-id`` and the kernel's entropy are made anew before
+        anything runs. Mounts are the same files in both. The network's rules and secrets are the same; open connections
+        to others are reset in the new box, and its published ports get free ports of the host (`network.get`).
 
-        Raises `UnsupportedError` for containers and for boxes with mounts, `InvalidStateError` when the box does not
-        run or is paused.
+        Raises `UnsupportedError` for containers, `InvalidStateError` when the box does not run or is paused.
         """
 
     async def export(self, path: str | Path) -> None:
