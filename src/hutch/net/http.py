@@ -182,7 +182,8 @@ class Exchange:
 
     async def _write(self, connection: h11.Connection, target: Link, event: h11.Event) -> None:
         if data := connection.send(event):
-            await target.send(data)
+            with anyio.fail_after(IDLE_SECONDS):
+                await target.send(data)
 
     async def _deny(self, status: int, reason: str, kind: type[Refused] = Refused) -> None:
         body = f"hutch: {reason}\n".encode()
