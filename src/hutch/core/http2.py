@@ -85,6 +85,10 @@ class _Way:
         self.done = False
 
 
+class _Connection(H2Connection):
+    MAX_CLOSED_STREAMS = 1024  # remembered each by each: those before are known by their numbers alone
+
+
 class _Stream:
     """A request and its answer: the numbers of the stream, and the ways from each side."""
 
@@ -315,7 +319,7 @@ class Relay:
 
 
 def _connection(side: Side) -> H2Connection:
-    connection = H2Connection(H2Configuration(client_side=side is Side.PEER, header_encoding=None))
+    connection = _Connection(H2Configuration(client_side=side is Side.PEER, header_encoding=None))
     values = {
         SettingCodes.INITIAL_WINDOW_SIZE: _STREAM_WINDOW,
         SettingCodes.MAX_CONCURRENT_STREAMS: _MOST_STREAMS,

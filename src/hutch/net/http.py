@@ -213,8 +213,9 @@ def _forwarded(request: h11.Request) -> h11.Request:
 def _wanted_protocol(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     tokens = {token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")}
     protocols = [value for name, value in headers if name == b"upgrade"]
-    # Cleartext HTTP/2 would be requests that nobody judges.
-    return protocols[0] if b"upgrade" in tokens and len(protocols) == 1 and protocols[0].lower() != b"h2c" else b""
+    wanted = {token.strip().lower() for value in protocols for token in value.split(b",")}
+    # Cleartext HTTP/2, also as one choice of several, would be requests that nobody judges.
+    return protocols[0] if b"upgrade" in tokens and len(protocols) == 1 and b"h2c" not in wanted else b""
 
 
 async def _pump(source: Link, target: Link) -> None:
