@@ -53,9 +53,7 @@ def _bare(tree: Path, ca: bytes) -> None:
     """No trust store at all."""
 
 
-async def _box(
-    runtime: LocalRuntime, tmp_path: Path, world: World, layout: Callable[[Path, bytes], None]
-) -> LocalBox:
+async def _box(runtime: LocalRuntime, tmp_path: Path, world: World, layout: Callable[[Path, bytes], None]) -> LocalBox:
     tree = rootfs.build(tmp_path / "tree")
     layout(tree, world.ca.read_bytes())
     await runtime.images.load(tree, reference=f"{layout.__name__[1:]}:trust")
@@ -77,10 +75,10 @@ async def test_images_keep_whom_they_trust(
     start, which adds nothing; what is a link to that file stays one."""
     monkeypatch.setenv("SSL_CERT_FILE", str(world.ca))  # what the gateway trusts
     box = await _box(runtime, tmp_path, world, layout)
-    before = (await box.run("sh", "-c", f"cat $SSL_CERT_FILE; readlink /etc/ssl/cert.pem")).text
+    before = (await box.run("sh", "-c", "cat $SSL_CERT_FILE; readlink /etc/ssl/cert.pem")).text
     await box.stop(timeout=0)
     await box.start()
-    assert (await box.run("sh", "-c", f"cat $SSL_CERT_FILE; readlink /etc/ssl/cert.pem")).text == before
+    assert (await box.run("sh", "-c", "cat $SSL_CERT_FILE; readlink /etc/ssl/cert.pem")).text == before
     assert before.count("BEGIN CERTIFICATE") == (1 if layout is _bare else 2)
     assert "certs/ca-certificates.crt" in before or layout is not _alpine
     (tmp_path / "trusted").write_bytes(await box.files.read(BUNDLE))
