@@ -5,7 +5,7 @@ BIN := .venv/bin
 BASE_PACKAGES := gcc libc6-dev linux-libc-dev musl-tools make
 DEMO_PACKAGES := $(BASE_PACKAGES) mmdebstrap busybox-static nftables docker-registry skopeo umoci
 VM_PACKAGES := qemu-system-x86 e2fsprogs
-TEST_PACKAGES := $(DEMO_PACKAGES) $(VM_PACKAGES) clang libclang-rt-14-dev uidmap iproute2 zsh fish
+TEST_PACKAGES := $(DEMO_PACKAGES) $(VM_PACKAGES) clang libclang-rt-14-dev uidmap iproute2 curl zsh fish
 
 .PHONY: demo test lint unit agent-test fuzz two-sided census chain-census crash soak vm-soak api-fuzz bench lock clean
 

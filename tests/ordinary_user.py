@@ -26,7 +26,7 @@ NAME = "hutch-test"
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _PACKAGES = (
     *("msgspec", "anyio", "httpx2", "backports.zstd", "rich", "pytest", "pytest-timeout"),
-    *("cryptography", "dnspython", "h11"),
+    *("cryptography", "dnspython", "h11", "h2"),
 )
 
 

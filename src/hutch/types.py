@@ -85,12 +85,15 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A value that a box may use without having it: in the box the variable ``name`` holds a placeholder, and the
     gateway puts the value in its place in the headers and the query of HTTPS requests to ``hosts`` (names, ``*.``
     names, with a port if that is not 443). ``value`` is empty where a box is described. ``placeholder``: another one
-    than ``<HUTCH_SECRET:name>``."""
+    than ``<HUTCH_SECRET:name>``. ``pass_opaque``: connections to the hosts into which the gateway cannot look (of
+    clients that do not take its certificate, or what is not HTTP) are passed on untouched; otherwise they are refused.
+    """
 
     name: str
     value: str
     hosts: tuple[str, ...]
     placeholder: str = ""
+    pass_opaque: bool = False
 
     def __repr__(self) -> str:
         return f"Secret(name={self.name!r}, hosts={self.hosts!r})"

@@ -117,3 +117,22 @@ def test_damaged_tls(position: int, value: int) -> None:
     damaged = bytearray(HELLO)
     damaged[position] = value
     assert sniff(bytes(damaged)).kind in (None, Kind.TLS, Kind.OTHER)
+
+
+def test_protocols_are_told() -> None:
+    names = b"\x02h2\x08http/1.1"
+    sniffer = sniff(with_extension(16, struct.pack(">H", len(names)) + names))
+    assert sniffer.protocols == (b"h2", b"http/1.1") and sniffer.name == "www.example.com"
+    assert sniff(HELLO).protocols == ()
+
+
+@pytest.mark.parametrize("body", [b"", b"\0\3\2h2\1", b"\0\3\3h2", b"\0\1\0"])
+def test_malformed_protocols(body: bytes) -> None:
+    assert sniff(with_extension(16, body)).kind is Kind.OTHER
+
+
+def test_ciphers_are_the_same_each_time() -> None:
+    assert sniff(HELLO).ciphers == sniff(hello("other.example.com")).ciphers != b""
+    position = HELLO.index(sniff(HELLO).ciphers)
+    grease = HELLO[:position] + b"\x3a\x3a" + HELLO[position + 2 :]
+    assert sniff(grease).ciphers == sniff(HELLO).ciphers[2:]

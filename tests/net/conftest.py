@@ -20,7 +20,7 @@ from tests.net import world as worlds
 from tests.runtime.helpers import RuntimeOf
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from hutch.runtime.box import LocalBox
     from hutch.runtime.execution import LocalExecution
@@ -146,9 +146,13 @@ class Caller:
         return data
 
     async def close(self) -> None:
-        with contextlib.suppress(InvalidStateError):  # it has ended
-            await self._execution.kill()
-        await self._execution.wait()
+        """Hang up; what was not received yet is thrown away, since an execution ends only when its output was taken."""
+        with anyio.fail_after(20):
+            with contextlib.suppress(InvalidStateError):  # it has ended
+                await self._execution.kill()
+            async for _ in self._chunks:
+                pass
+            await self._execution.wait()
 
 
 async def call(box: LocalBox, address: str, port: int) -> Caller:
@@ -166,6 +170,65 @@ async def get(box: LocalBox, address: str, host: str, port: int = 80, path: str 
     return answer.decode().partition("\r\n\r\n")[2].strip()
 
 
+class TlsCaller:
+    """TLS over a connection of a box; it is spoken here."""
+
+    def __init__(self, caller: Caller, context: ssl.SSLContext, name: str | None) -> None:
+        self._caller = caller
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+
+    async def handshake(self) -> bool:
+        """Returns whether the other side took part. Raises `ssl.SSLError` for one that is not trusted."""
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                if not await self._feed():
+                    return False
+            except ssl.SSLError:
+                await self._caller.send(self._outgoing.read())  # the alert
+                raise
+            else:
+                return True
+
+    async def send(self, data: bytes) -> None:
+        self.tls.write(data)
+        await self._caller.send(self._outgoing.read())
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, none at the end."""
+        while True:
+            try:
+                return self.tls.read()
+            except ssl.SSLWantReadError:
+                if not await self._feed():
+                    return b""
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    async def close(self) -> None:
+        await self._caller.close()
+
+    async def _feed(self) -> bytes:
+        await self._caller.send(self._outgoing.read())
+        data = await self._caller.receive()
+        self._incoming.write(data)
+        return data
+
+
+async def call_tls(
+    box: LocalBox, address: str, name: str | None, ca: Path, *, port: int = 443, protocols: Sequence[str] = ()
+) -> TlsCaller:
+    """Connect from the box, with this server name; the handshake is left to the caller."""
+    context = ssl.create_default_context(cafile=ca)
+    if name is None:
+        context.check_hostname = False
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    return TlsCaller(await call(box, address, port), context, name)
+
+
 async def get_tls(
     box: LocalBox,
     address: str,
@@ -177,36 +240,18 @@ async def get_tls(
     more: str = "",
     body: str = "",
 ) -> str:
-    """Make an HTTPS request from the box, over TLS that is spoken here, with this server name. Returns the body;
-    empty when the connection was refused."""
-    context = ssl.create_default_context(cafile=ca)
-    if name is None:
-        context.check_hostname = False
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(incoming, outgoing, server_hostname=name)
-    caller = await call(box, address, 443)
+    """Make an HTTPS request from the box. Returns the body; empty when the connection was refused."""
+    caller = await call_tls(box, address, name, ca)
     answer = b""
     try:
-        while True:
-            try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
-                await caller.send(outgoing.read())
-                data = await caller.receive()
-                if not data:
-                    return ""
-                incoming.write(data)
-        tls.write(f"GET {path} HTTP/1.1\r\nHost: {host or name}\r\n{more}\r\n{body}".encode())
-        await caller.send(outgoing.read())
+        if not await caller.handshake():
+            return ""
+        await caller.send(f"GET {path} HTTP/1.1\r\nHost: {host or name}\r\n{more}\r\n{body}".encode())
         while b"\n" not in answer.partition(b"\r\n\r\n")[2]:
-            try:
-                answer += tls.read()
-            except ssl.SSLWantReadError:
-                data = await caller.receive()
-                if not data:
-                    return ""
-                incoming.write(data)
+            data = await caller.receive()
+            if not data:
+                return ""
+            answer += data
     finally:
         await caller.close()
     return answer.decode().partition("\r\n\r\n")[2].strip()

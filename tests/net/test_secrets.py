@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 
 from hutch.errors import InvalidArgumentError
 from hutch.types import Secret
-from tests.net.conftest import IMAGE, gateways, get, get_tls
+from tests.net.conftest import IMAGE, call_tls, gateways, get, get_tls
 from tests.net.world import GOOD, OTHER
 
 if TYPE_CHECKING:
@@ -82,6 +83,67 @@ async def test_a_host_that_cannot_prove_itself_gets_nothing(
     ca = await _authority(box, tmp_path)
     assert "TLS to it fails" in await get_tls(box, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
     assert not world.requests
+
+
+async def _meet(box: LocalBox, ca: Path, said: bytes, protocols: tuple[str, ...] = ()) -> bytes:
+    """Say something to the server of good.test that greets; returns all that came back before the end."""
+    caller = await call_tls(box, GOOD, "good.test", ca, port=5555, protocols=protocols)
+    heard = b""
+    try:
+        if not await caller.handshake():
+            return b""
+        await caller.send(said)
+        while not heard.endswith(said) and (data := await caller.receive()):
+            heard += data
+    finally:
+        await caller.close()
+    return heard
+
+
+async def _opaque(runtime: LocalRuntime, *secrets: Secret) -> LocalBox:
+    box = await runtime.create(IMAGE, secrets=secrets)
+    await box.start()
+    return box
+
+
+_OPAQUE = Secret(name="API_KEY", value=VALUE, hosts=("good.test:5555", "good.test"), pass_opaque=True)
+_SAID = b"<HUTCH_SECRET:API_KEY>\n\n"
+
+
+async def test_what_cannot_be_read_is_refused(
+    runtime: LocalRuntime, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that does not trust the gateway, one that speaks no HTTP; however often they try, and although another
+    secret for the host would let it pass."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(world.ca))
+    box = await _opaque(runtime, _OPAQUE, Secret(name="MORE", value="x", hosts=("good.test:5555",)))
+    ca = await _authority(box, tmp_path)
+    for _ in range(2):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await _meet(box, world.ca, _SAID)
+        assert b"malformed HTTP" in await _meet(box, ca, _SAID)
+        assert b"welcome" not in await _meet(box, ca, _SAID, ("imap",))
+    assert not world.requests
+    reasons = [refusal.reason for refusal in await box.network.log()]
+    assert any("may not trust the gateway" in reason for reason in reasons)
+    assert any("malformed HTTP" in reason for reason in reasons)
+
+
+async def test_what_cannot_be_read_passes_untouched_by_option(
+    runtime: LocalRuntime, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once where TLS says that it is no HTTP; otherwise from the second connection of such a client on. Others still
+    use the secret."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(world.ca))
+    box = await _opaque(runtime, _OPAQUE)
+    assert await _meet(box, world.ca, _SAID, ("imap",)) == b"welcome\n" + _SAID
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await _meet(box, world.ca, _SAID)
+    assert await _meet(box, world.ca, _SAID) == b"welcome\n" + _SAID
+    assert world.requests == [_SAID.decode()] * 2
+    ca = await _authority(box, tmp_path)
+    assert await get_tls(box, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
+    assert VALUE in world.requests[-1]
 
 
 @pytest.mark.parametrize("network", ["enabled", [GOOD]])

@@ -25,6 +25,9 @@ import dns.rrset
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +65,12 @@ class World:
         self.datagrams: list[bytes] = []
         self.ca = place / "ca.pem"
         self._context = _tls(place, [*ADDRESSES])
+        self.speak("h2", "http/1.1")
         self._context.sni_callback = lambda tls, name, context: self.names.append(name)
+
+    def speak(self, *protocols: str) -> None:
+        """What the servers speak under TLS from now on."""
+        self._context.set_alpn_protocols(list(protocols))
 
     def reset(self) -> None:
         """Forget what was seen."""
@@ -133,9 +141,49 @@ class World:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
 
     def https(self, connection: socket.socket) -> None:
-        """`http` under TLS."""
+        """`http` under TLS, or HTTP/2 for those who ask for it."""
         with self._context.wrap_socket(connection, server_side=True) as tls:
-            self.http(tls)
+            if tls.selected_alpn_protocol() == "h2":
+                self.http2(tls)
+            else:
+                self.http(tls)
+
+    def http2(self, tls: ssl.SSLSocket) -> None:
+        """Do as `http`, for all streams at once; a path that begins with ``/long`` is answered with 3 MiB."""
+        server = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
+        server.initiate_connection()
+        heads: dict[int, list[tuple[str, str]]] = {}
+        bodies: dict[int, bytes] = {}
+        answers: dict[int, bytes] = {}
+        tls.sendall(server.data_to_send())
+        while data := tls.recv(65536):
+            for event in server.receive_data(data):
+                match event:
+                    case RequestReceived():
+                        heads[event.stream_id] = [(str(name), str(value)) for name, value in event.headers]
+                    case DataReceived():
+                        bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
+                        server.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                    case StreamEnded():
+                        head, body = heads.pop(event.stream_id), bodies.pop(event.stream_id, b"")
+                        lines = "".join(f"{name}: {value}\n" for name, value in head)
+                        self.requests.append(f"{lines}\n{body.decode(errors='replace')}")
+                        fields = dict(head)
+                        text = f"{tls.getsockname()[0]} {fields[':authority']} {fields[':path']}\n".encode()
+                        answers[event.stream_id] = text if fields[":path"][:5] != "/long" else b"y" * (3 << 20)
+                        server.send_headers(event.stream_id, [(":status", "200")])
+                    case StreamReset():
+                        answers.pop(event.stream_id, None)
+            _send_answers(server, answers)
+            tls.sendall(server.data_to_send())
+
+    def echo_tls(self, connection: socket.socket) -> None:
+        """Speak first, and then say everything again, under TLS: what no HTTP is."""
+        with self._context.wrap_socket(connection, server_side=True) as tls:
+            tls.sendall(b"welcome\n")
+            while data := tls.recv(65536):
+                self.requests.append(data.decode())
+                tls.sendall(data)
 
     def start(self) -> list[socket.socket]:
         """Start all servers."""
@@ -149,6 +197,7 @@ class World:
         started = [*datagrams, names, self.serve(NAMES, 53, self._answer_stream), self.serve(GOOD, 7777, _echo)]
         started += [self.serve(address, 80, self.http) for address in (GOOD, OTHER, PRIVATE, METADATA, GOOD6)]
         started += [self.serve(address, 443, self.https) for address in (GOOD, OTHER)]
+        started.append(self.serve(GOOD, 5555, self.echo_tls))
         return started
 
     def _note_datagrams(self, receiver: socket.socket) -> None:
@@ -258,6 +307,16 @@ def _check(result: int) -> None:
 def _echo(connection: socket.socket) -> None:
     while data := connection.recv(65536):
         connection.sendall(data)
+
+
+def _send_answers(server: H2Connection, answers: dict[int, bytes]) -> None:
+    """Send as much as there is room for."""
+    for number in list(answers):
+        while number in answers and (room := min(server.local_flow_control_window(number), 16384)):
+            piece, answers[number] = answers[number][:room], answers[number][room:]
+            server.send_data(number, piece, end_stream=not answers[number])
+            if not answers[number]:
+                del answers[number]
 
 
 def _tls(place: Path, names: list[str]) -> ssl.SSLContext:

@@ -57,6 +57,7 @@ SPECIFICATION = (
         parse=options.secret,
         many=True,
     ),
+    Option("--pass-opaque", "", "pass on untouched what is not HTTP, or pins certificates, at hosts of secrets"),
     Option(
         "-p --publish",
         "[[ADDRESS:]HOST_PORT:]PORT[/udp]",

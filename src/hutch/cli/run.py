@@ -157,7 +157,7 @@ async def _create(runtime: Runtime, args: Arguments, command: tuple[str, ...] | 
                 send_rate=args.send_rate or None,
                 receive_rate=args.receive_rate or None,
             ),
-            secrets=[Secret(**secret._asdict()) for secret in args.secret],
+            secrets=[Secret(**secret._asdict(), pass_opaque=args.pass_opaque) for secret in args.secret],
             ports=[PublishedPort(**port._asdict()) for port in args.publish],
             isolation=args.isolation,
             auto_remove=args.rm,

@@ -1,4 +1,4 @@
-"""Whom an HTTP/1.1 request is for, in one meaning that nobody on the way can read otherwise."""
+"""Whom an HTTP request is for, in one meaning that nobody on the way can read otherwise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from hutch.core.policy import plain_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import h11
 
 _AUTHORITY = re.compile(rb"([^\s:/?#@\[\]]+|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?")
@@ -32,6 +34,31 @@ def host(request: h11.Request) -> tuple[str, int | None]:
     elif not request.target.startswith(b"/") and request.target != b"*":
         raise ValueError("the target is neither a path nor a URL")
     return found
+
+
+def host_of_fields(fields: Iterable[tuple[bytes, bytes]]) -> tuple[str, int | None]:
+    """Return the same of the head of an HTTP/2 request over TLS. Raises `ValueError` as `host` does, and for what is
+    not a plain request."""
+    fields = list(fields)
+    authorities = {value for name, value in fields if name in (b":authority", b"host")}
+    if len(authorities) != 1:
+        raise ValueError("the request needs one authority")
+    pseudo = {name: value for name, value in fields if name.startswith(b":")}
+    if pseudo.get(b":method") == b"CONNECT" or b":protocol" in pseudo:
+        raise ValueError("CONNECT is for proxies")
+    if pseudo.get(b":scheme") != b"https":
+        raise ValueError("the request is for another scheme than https")
+    if not pseudo.get(b":path", b"").startswith(b"/") and pseudo.get(b":path") != b"*":
+        raise ValueError("the target is not a path")
+    return _parse(authorities.pop())
+
+
+def with_authority(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the head of an HTTP/2 request that names its host once, as ``:authority``."""
+    fields = list(fields)
+    if not any(name == b":authority" for name, _ in fields):
+        fields.insert(0, (b":authority", next(value for name, value in fields if name == b"host")))
+    return [field for field in fields if field[0] != b"host"]
 
 
 def _parse(authority: bytes) -> tuple[str, int | None]:

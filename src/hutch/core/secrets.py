@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes
 
 import msgspec
+from hpack import NeverIndexedHeaderTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,6 +61,23 @@ def substitute(request: h11.Request, secrets: Iterable[Substitution]) -> h11.Req
     secrets = tuple(secrets)
     headers = [(name, _in_header(name, value, secrets)) for name, value in request.headers.raw_items()]
     return type(request)(method=request.method, target=_in_target(request.target, secrets), headers=headers)
+
+
+def substitute_fields(
+    fields: Iterable[tuple[bytes, bytes]], secrets: Iterable[Substitution]
+) -> list[tuple[bytes, bytes]]:
+    """Return the head of an HTTP/2 request with the values in the places of their placeholders. What has changed is
+    marked: no table of header compression may hold it."""
+    secrets = tuple(secrets)
+    changed = []
+    for field in fields:
+        name, value = field
+        if name == b":path":
+            new = _in_target(value, secrets)
+        else:
+            new = value if name.startswith(b":") else _in_header(name, value, secrets)
+        changed.append(field if new == value else NeverIndexedHeaderTuple(name, new))
+    return changed
 
 
 def _in_header(name: bytes, value: bytes, secrets: tuple[Substitution, ...]) -> bytes:

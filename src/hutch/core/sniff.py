@@ -16,7 +16,7 @@ below 4 KiB."""
 _HTTP = re.compile(rb"[A-Z]{2,20} ")
 _HTTP_BEGINNING = re.compile(rb"[A-Z]{0,20} ?")
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
-_SERVER_NAME, _ENCRYPTED_HELLO = 0, 0xFE0D
+_SERVER_NAME, _PROTOCOLS, _ENCRYPTED_HELLO = 0, 16, 0xFE0D
 
 
 class Kind(enum.Enum):
@@ -29,11 +29,14 @@ class Kind(enum.Enum):
 
 class Sniffer:
     """Feed it with `feed` until ``kind`` is not ``None``. ``name`` is the server name of TLS; empty: there is none, or
-    none that can be believed (the true one is encrypted)."""
+    none that can be believed (the true one is encrypted). ``protocols``: what the client can speak within TLS, as far
+    as it says (ALPN); ``ciphers``: the cipher suites that it offers, by which clients differ."""
 
     def __init__(self) -> None:
         self.kind: Kind | None = None
         self.name = ""
+        self.protocols: tuple[bytes, ...] = ()
+        self.ciphers = b""
         # All bytes, as they came: whoever asks passes them on.
         self.data = bytearray()
 
@@ -73,20 +76,27 @@ class Sniffer:
                 break
             position += 5 + length
         try:
-            self.name = _server_name(message[4 : 4 + int.from_bytes(message[1:4], "big")])
+            self._read_hello(message[4 : 4 + int.from_bytes(message[1:4], "big")])
         except (struct.error, IndexError, ValueError):
             return Kind.OTHER
         return Kind.TLS
 
+    def _read_hello(self, hello: bytearray) -> None:
+        """RFC 8446, 4.1.2. Raises `ValueError` (or what cut fields raise) for a malformed one."""
+        position = 34  # version, random
+        position += 1 + hello[position]  # session id
+        suites = position + 2
+        position = suites + _u16(hello, position)
+        ciphers = _without_grease(hello[suites:position])
+        position += 1 + hello[position]  # compression methods
+        found = _extensions(hello, position) if position != len(hello) else {}
+        protocols = _protocols(found[_PROTOCOLS]) if _PROTOCOLS in found else ()
+        if _SERVER_NAME in found and _ENCRYPTED_HELLO not in found:
+            self.name = _server_name(found[_SERVER_NAME])
+        self.protocols, self.ciphers = protocols, ciphers
 
-def _server_name(hello: bytearray) -> str:
-    """RFC 8446, 4.1.2 and RFC 6066, 3. Raises `ValueError` (or what cut fields raise) for a malformed one."""
-    position = 34  # version, random
-    position += 1 + hello[position]  # session id
-    position += 2 + _u16(hello, position)  # cipher suites
-    position += 1 + hello[position]  # compression methods
-    if position == len(hello):
-        return ""
+
+def _extensions(hello: bytearray, position: int) -> dict[int, bytearray]:
     end = position + 2 + _u16(hello, position)
     position += 2
     if end != len(hello):
@@ -98,12 +108,34 @@ def _server_name(hello: bytearray) -> str:
         if kind in found or position > end:
             raise ValueError("malformed extension")
         found[kind] = hello[position - length : position]
-    if _SERVER_NAME not in found or _ENCRYPTED_HELLO in found:
-        return ""
-    names = found[_SERVER_NAME]
+    return found
+
+
+def _server_name(names: bytearray) -> str:
+    """RFC 6066, 3."""
     if _u16(names, 0) != len(names) - 2 or names[2] != 0 or _u16(names, 3) != len(names) - 5:
         raise ValueError("malformed server name")
     return plain_name(names[5:].decode("ascii"))
+
+
+def _protocols(names: bytearray) -> tuple[bytes, ...]:
+    """RFC 7301, 3.1."""
+    if _u16(names, 0) != len(names) - 2:
+        raise ValueError("malformed protocols")
+    position, found = 2, []
+    while position < len(names):
+        start = position + 1
+        position = start + names[position]
+        if position > len(names) or position == start:
+            raise ValueError("malformed protocol")
+        found.append(bytes(names[start:position]))
+    return tuple(found)
+
+
+def _without_grease(ciphers: bytearray) -> bytes:
+    """Leave out the values that mean nothing and are another each time (RFC 8701)."""
+    pairs = (bytes(ciphers[at : at + 2]) for at in range(0, len(ciphers), 2))
+    return b"".join(pair for pair in pairs if not (pair[0] == pair[-1] and pair[0] & 15 == 10))
 
 
 def _u16(data: bytearray, position: int) -> int:

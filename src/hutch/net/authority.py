@@ -48,8 +48,8 @@ class Impersonator:
         self._certificate = x509.load_pem_x509_certificate(authority.certificate.encode())
         self.context = functools.lru_cache(maxsize=256)(self._context)
 
-    def _context(self, name: str) -> ssl.SSLContext:
-        """Return a server's context with a certificate for the name."""
+    def _context(self, name: str, protocol: str) -> ssl.SSLContext:
+        """Return a server's context with a certificate for the name, that speaks one protocol (as ALPN calls it)."""
         key = ec.generate_private_key(ec.SECP256R1())
         until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=_LEAF_DAYS)
         issuer = self._certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -64,7 +64,7 @@ class Impersonator:
             .sign(self._key, hashes.SHA256())
         )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.set_alpn_protocols(["http/1.1"])
+        context.set_alpn_protocols([protocol])
         # The ssl module takes keys from files only; this one is worth nothing outside of this box.
         with tempfile.NamedTemporaryFile("w", prefix="hutch-leaf-") as file:
             file.write(_pem(key) + certificate.public_bytes(serialization.Encoding.PEM).decode())

@@ -25,8 +25,9 @@ from hutch.net import upstream
 from hutch.net.dns import NameService
 from hutch.net.flows import Flows, Way
 from hutch.net.http import Exchange, Peers, Refused
-from hutch.net.link import PlainLink, TlsLink
+from hutch.net.link import PlainLink
 from hutch.net.relay import Relay, reset_at_close, tune
+from hutch.net.terminate import terminate
 
 if TYPE_CHECKING:
     import h11
@@ -202,28 +203,13 @@ class Door:
             raise Refused("only names are allowed, and this is neither TLS nor HTTP")
 
     async def _intercept(self, connection: socket.socket, call: _Call, sniffer: Sniffer) -> None:
-        """Be the host towards the box, and the box towards the host."""
+        """Read along, or pass on what cannot be read where that is wanted."""
         assert self._interceptor is not None
-        interceptor, name = self._interceptor, sniffer.name
-        box = TlsLink(PlainLink(connection, self._meter.outward, bytes(sniffer.data)), interceptor.server_context(name))
-        with anyio.fail_after(_HELLO_SECONDS):
-            await box.handshake()
-
-        async def reach(host: str) -> TlsLink:
-            if host != name:
-                raise Refused("Host names another host than TLS does")
-            far = TlsLink(await self._open(call, name), interceptor.client_context, server_name=name)
-            try:
-                with anyio.fail_after(_HELLO_SECONDS):
-                    await far.handshake()
-            except OSError as error:
-                far.close()
-                raise NetworkError(f"TLS to it fails: {error}") from error
-            return far
-
-        await Exchange(
-            box, Peers(reach, lambda host, request: interceptor.fill(host, call.port, request), call.port)
-        ).run()
+        if self._interceptor.passes(sniffer, call.port):
+            await self._join(connection, await self._connect(call, sniffer.name), bytes(sniffer.data))
+            return
+        box = PlainLink(connection, self._meter.outward, bytes(sniffer.data))
+        await terminate(self._interceptor, sniffer, call.port, box, lambda: self._open(call, sniffer.name))
 
     async def _sniff(self, connection: socket.socket) -> Sniffer:
         sniffer = Sniffer()

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _HEAD_BYTES = 64 * 1024
-_IDLE_SECONDS = 300.0
+IDLE_SECONDS = 300.0
+"""How long a side may be silent while something is expected of it."""
+
 _BODY_SECONDS = 1.0
 _SWITCHING = 101
 # They concern one connection, not the message; h11 makes those that are needed.
@@ -32,6 +34,10 @@ _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te
 
 class Refused(Exception):
     """A request that must not go on. The text is the reason."""
+
+
+class Malformed(Refused):
+    """What came is not HTTP, or not quite."""
 
 
 class Peers(msgspec.Struct, frozen=True):
@@ -44,7 +50,7 @@ class Peers(msgspec.Struct, frozen=True):
 
 
 class Exchange:
-    """Serves one connection of a box."""
+    """Serves one connection of a box. ``requests``: how many came."""
 
     def __init__(self, box: Link, peers: Peers) -> None:
         self._box = box
@@ -53,6 +59,7 @@ class Exchange:
         self._upstream: Link | None = None
         self._client = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._name = ""
+        self.requests = 0
 
     async def run(self) -> None:
         """Serve until an end; closes both sides. Raises `Refused` (the box was told)."""
@@ -61,7 +68,7 @@ class Exchange:
                 pass
         except h11.ProtocolError as error:
             with contextlib.suppress(OSError):
-                await self._deny(400, f"malformed HTTP: {error}")
+                await self._deny(400, f"malformed HTTP: {error}", Malformed)
         except OSError:
             return  # a side has gone, and so does the other
         finally:
@@ -73,6 +80,7 @@ class Exchange:
         request = await self._next(self._server, self._box)
         if not isinstance(request, h11.Request):
             return False
+        self.requests += 1
         name = await self._judge(request)
         if self._upstream is None or name != self._name or not self._upstream.is_quiet():
             self._drop_upstream()
@@ -168,15 +176,16 @@ class Exchange:
 
     async def _next(self, connection: h11.Connection, source: Link) -> object:
         while (event := connection.next_event()) is h11.NEED_DATA:
-            with anyio.fail_after(_IDLE_SECONDS):
+            with anyio.fail_after(IDLE_SECONDS):
                 connection.receive_data(await source.receive())
         return event
 
     async def _write(self, connection: h11.Connection, target: Link, event: h11.Event) -> None:
         if data := connection.send(event):
-            await target.send(data)
+            with anyio.fail_after(IDLE_SECONDS):
+                await target.send(data)
 
-    async def _deny(self, status: int, reason: str) -> None:
+    async def _deny(self, status: int, reason: str, kind: type[Refused] = Refused) -> None:
         body = f"hutch: {reason}\n".encode()
         head = [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("Connection", "close")]
         if self._server.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -186,7 +195,7 @@ class Exchange:
                 h11.EndOfMessage(),
             ):
                 await self._write(self._server, self._box, event)
-        raise Refused(reason)
+        raise kind(reason)
 
     def _drop_upstream(self) -> None:
         if self._upstream is not None:
@@ -204,8 +213,9 @@ def _forwarded(request: h11.Request) -> h11.Request:
 def _wanted_protocol(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     tokens = {token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")}
     protocols = [value for name, value in headers if name == b"upgrade"]
-    # Cleartext HTTP/2 would be requests that nobody judges.
-    return protocols[0] if b"upgrade" in tokens and len(protocols) == 1 and protocols[0].lower() != b"h2c" else b""
+    wanted = {token.strip().lower() for value in protocols for token in value.split(b",")}
+    # Cleartext HTTP/2, also as one choice of several, would be requests that nobody judges.
+    return protocols[0] if b"upgrade" in tokens and len(protocols) == 1 and b"h2c" not in wanted else b""
 
 
 async def _pump(source: Link, target: Link) -> None:

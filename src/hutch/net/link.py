@@ -8,6 +8,8 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Protocol
 
+import anyio
+
 if TYPE_CHECKING:
     from hutch.net.meter import Line
 
@@ -86,10 +88,16 @@ class TlsLink:
     def __init__(self, below: Link, context: ssl.SSLContext, *, server_name: str | None = None) -> None:
         """``server_name``: that of the peer, where this is the client's side."""
         self._below = below
+        self._sending = anyio.Lock(fast_acquire=True)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
         )
+
+    @property
+    def protocol(self) -> str:
+        """The protocol that both sides have agreed on (ALPN); empty: none."""
+        return self._tls.selected_alpn_protocol() or ""
 
     async def handshake(self) -> None:
         """Agree with the other side."""
@@ -108,7 +116,8 @@ class TlsLink:
             try:
                 return self._tls.read(_READ_BYTES)
             except ssl.SSLWantReadError:
-                await self._flush()
+                if not self._sending.locked():  # or else it goes with the rest; a reader must not wait for that
+                    await self._flush()
                 await self._feed()
             except ssl.SSLZeroReturnError:
                 return b""
@@ -133,8 +142,10 @@ class TlsLink:
         self._below.close()
 
     async def _flush(self) -> None:
-        if data := self._outgoing.read():
-            await self._below.send(data)
+        """Send what there is, one after the other: whoever sends while another does waits for its turn."""
+        async with self._sending:
+            while data := self._outgoing.read():
+                await self._below.send(data)
 
     async def _feed(self) -> None:
         data = await self._below.receive()

@@ -119,11 +119,18 @@ async def install(box: LocalBox, certificate: str) -> None:
     files = BoxFiles(_AsRoot(box))
     await files.write(_OWN, own)
     for path in (BUNDLE, *_OTHER_BUNDLES):
-        try:
-            bundle = await files.read(path, max_bytes=_MOST_BUNDLE)
-        except NotFoundError:
-            if path != BUNDLE:
-                continue
-            bundle = b""
-        if own not in bundle:
-            await files.write(path, bundle.rstrip(b"\n") + b"\n" + own if bundle else own)
+        before = bundle = await _read(files, path)
+        if path == BUNDLE and not bundle:
+            # Clients are told to look here, so whom the image trusts elsewhere must be here, too.
+            others = [await _read(files, other) for other in _OTHER_BUNDLES]
+            bundle = next(filter(None, others), b"")
+        if bundle is not None and own not in bundle:
+            bundle = bundle.rstrip(b"\n") + b"\n" + own if bundle else own
+        if bundle != before and bundle is not None:
+            await files.write(path, bundle)
+
+
+async def _read(files: BoxFiles, path: str) -> bytes | None:
+    with contextlib.suppress(NotFoundError):
+        return await files.read(path, max_bytes=_MOST_BUNDLE)
+    return None
