@@ -56,7 +56,7 @@ async def test_calls_are_made_in_one_thread_and_in_the_context_of_the_caller(thr
     assert len(threads() - before) == 1
     thread.close()
     thread.close()
-    await until(lambda: threads() == before)
+    await until(lambda: threads() <= before)  # those of the test before may be ending
     with in_time():
         assert await thread.call(len, b"abc") == 3
 
@@ -118,7 +118,7 @@ async def test_an_idle_thread_is_given_up(thread: SinkThread, monkeypatch: pytes
     with in_time():
         for _ in range(3):
             assert await thread.call(len, b"abc") == 3
-            await until(lambda: threads() == before)
+            await until(lambda: threads() <= before)  # those of the test before may be ending
 
 
 def test_a_loop_that_is_closed_while_the_sink_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
