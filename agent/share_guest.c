@@ -124,7 +124,8 @@ static void take_known(const struct fuse_out_header *head, size_t size)
     const struct share_saved *saved = (const void *)(head + 1);
     if (ordered.order != HOLD) { /* it took too long, and nobody waits any more */
         carry_on();
-    } else if (head->error || size < sizeof *saved || (size > sizeof *saved && !keep((const uint8_t *)(saved + 1), size - sizeof *saved))) {
+    } else if (head->error || size < sizeof *saved || size > SHARE_IO_MAX /* it must fit into a request */
+               || (size > sizeof *saved && !keep((const uint8_t *)(saved + 1), size - sizeof *saved))) {
         carry_on();
         report_done(false);
     } else if (size > sizeof *saved) {
