@@ -83,7 +83,7 @@ async def test_a_frozen_box_is_not_a_dead_one(box: LocalBox, runtime: LocalRunti
 
         tasks.start_soon(run)
         await anyio.sleep(0.2)
-        async with runtime.lives.holding_still(box.id):
+        async with runtime.records.holding_still(box.id):
             await anyio.sleep(2.5)
 
 
@@ -104,7 +104,7 @@ async def test_remove_does_not_ask(box: LocalBox) -> None:
 @contextlib.contextmanager
 def busy(box: LocalBox) -> Iterator[None]:
     """The event loop does not come to read from the agent, as under heavy load."""
-    channel = box._lives.open_channel(box.id)
+    channel = box._channels.find(box.id)
     assert channel is not None
     loop = asyncio.get_running_loop()
     loop.remove_reader(channel._socket)

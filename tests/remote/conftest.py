@@ -52,5 +52,5 @@ async def box(runtime: RemoteRuntime) -> RemoteBox:
     """A running box."""
     box = await runtime.create(IMAGE)
     await box.start()
-    box._lives = Lines(box)  # type: ignore[attr-defined]  # how the contract suite cuts connections
+    box._channels = Lines(box)  # type: ignore[attr-defined]  # how the contract suite cuts connections
     return box

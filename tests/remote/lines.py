@@ -27,12 +27,12 @@ class Line:
 
 
 class Lines:
-    """In the place of `hutch.runtime.lives.Lives`."""
+    """In the place of `hutch.runtime.channels.Channels`."""
 
     def __init__(self, box: RemoteBox) -> None:
         self._box = box
 
-    def open_channel(self, box_id: str) -> Line | None:
+    def find(self, box_id: str) -> Line | None:
         """The line, if there is anything to cut."""
         open_ones = [execution for execution in self._box._executions if not execution._channel.closed]
         return Line(self._box) if box_id == self._box.id and open_ones else None

@@ -242,7 +242,7 @@ async def test_removing_leaves_nothing(runtime: LocalRuntime, box: LocalBox) -> 
     assert list(runtime.home.disks.iterdir()) == []
     assert not runtime.home.lock(box.id).exists()
     assert str(runtime.home.root) not in Path("/proc/self/mountinfo").read_text()
-    assert runtime.lives._channels == {}
+    assert runtime.channels._channels == {}
 
 
 async def test_stop_start_keeps_files_and_stop_is_idempotent(box: LocalBox) -> None:

@@ -44,7 +44,7 @@ def numbers(last: int = LAST) -> bytes:
 
 def cut(box: LocalBox) -> None:
     """Break the connection to the box's agent as a crash would: without a word."""
-    channel = box._lives.open_channel(box.id)
+    channel = box._channels.find(box.id)
     assert channel is not None
     channel.close()
 
@@ -59,7 +59,7 @@ async def cut_in_its_start(runtime: LocalRuntime, box: LocalBox, run: Callable[[
             await runtime.engines.container.freeze(directory)
             try:
                 tasks.start_soon(run)
-                await until(lambda: bool((channel := box._lives.open_channel(box.id)) and channel._requests))
+                await until(lambda: bool((channel := box._channels.find(box.id)) and channel._requests))
                 cut(box)
             finally:
                 await runtime.engines.container.thaw(directory)
@@ -100,7 +100,7 @@ async def test_3_1_input_survives_cuts(box: LocalBox) -> None:
             mark = 0
             while len(received) < len(data):
                 await anyio.lowlevel.checkpoint()
-                channel = box._lives.open_channel(box.id)
+                channel = box._channels.find(box.id)
                 if len(received) - mark > 150_000 and channel is not None and channel._watchers:
                     mark = len(received)
                     channel.close()
@@ -121,7 +121,7 @@ async def test_3_1_many_cuts_and_several_executions(box: LocalBox) -> None:
                 tasks.start_soon(one, number)
             while len(results) < 4:
                 await anyio.sleep(0.03)
-                if (channel := box._lives.open_channel(box.id)) is not None and channel._watchers:
+                if (channel := box._channels.find(box.id)) is not None and channel._watchers:
                     channel.close()
     expected = numbers()
     assert sorted(r.exit_code for r in results) == [0, 1, 2, 3]
@@ -173,7 +173,7 @@ async def test_3_1_a_cut_while_a_sink_is_slow_duplicates_nothing(box: LocalBox) 
         await sink.called.wait()
         for _ in range(3):
             await anyio.sleep(0.05)
-            if box._lives.open_channel(box.id):
+            if box._channels.find(box.id):
                 cut(box)
             await box.run("true")
         sink.open()
@@ -206,7 +206,7 @@ async def test_3_1_a_cut_while_a_sink_reads_the_shared_window_overwrites_nothing
         task = asyncio.ensure_future(execution.wait())
         while not task.done():
             await anyio.sleep(0.35)
-            if len(sink.data) > 2 * MIB and box._lives.open_channel(box.id):
+            if len(sink.data) > 2 * MIB and box._channels.find(box.id):
                 cut(box)
         result = await task
     assert sink.torn == 0, "the window was overwritten while a sink read it"
@@ -260,7 +260,7 @@ async def test_3_3_what_was_released_is_reaped_and_what_never_was_is_not_found(b
     execution = await box.exec("true")
     with in_time():
         await execution.wait()
-        channel = box._lives.open_channel(box.id)
+        channel = box._channels.find(box.id)
         assert channel is not None
         await channel.request(lambda req: proto.simple(proto.Request.FORGET, req=req, exec_id=execution.id))
         with pytest.raises(SessionReapedError):

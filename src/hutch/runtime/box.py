@@ -70,6 +70,7 @@ class LocalBox:
         self.ports = BoxPorts(self, runtime.spawn)
         self._runtime = runtime
         self._lives = runtime.lives
+        self._channels = runtime.channels
         self._executions: set[LocalExecution] = set()
         self._host = self._make_host(own_channel=False, forget=self._executions.discard)
         self._watcher_host = self._make_host(own_channel=True, forget=self._forget_watcher)
@@ -83,7 +84,7 @@ class LocalBox:
 
     async def info(self) -> BoxInfo:
         """Return the record and the state of the box."""
-        return await self._lives.info(self.id)
+        return await self._runtime.records.info(self.id)
 
     async def start(self) -> None:
         """Start the box and its main command. Nothing happens when it runs."""
@@ -273,7 +274,7 @@ class LocalBox:
             check_whole("the position in an output", position, 0, _MAX_POSITION)
         channel = await self._lives.channel(self.id, start=False)
         record = await starting.find(channel, exec_id, self.name or self.id)
-        channel = await self._lives.own_channel(self.id)
+        channel = await self._channels.own(self.id)
         execution = LocalExecution(self._watcher_host, channel, exec_id, tty=record.tty, stdin=True)
         self._executions.add(execution)
         execution.pid = record.pid
@@ -301,7 +302,7 @@ class LocalBox:
             raise HutchError("the box's agent gave another answer than was asked for")
         engine, directory = self._runtime.engines.of_box(self.id)
         usage = engine.usage(directory)
-        served = is_served(self._lives.record(self.id).spec)
+        served = is_served(self._runtime.store.box(self.id).spec)
         traffic = await self._runtime.gatekeeper.report(self.id) if served else None
         return BoxStats(
             memory_bytes=usage.memory_bytes,
@@ -322,7 +323,7 @@ class LocalBox:
 
     async def log_records(self) -> list[logs.Record]:
         """What the log of the main command holds, oldest first."""
-        self._lives.record(self.id)
+        self._runtime.store.box(self.id)
         return logs.read(self._runtime.home.box(self.id))
 
     def logs(self, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogEntry]:
@@ -331,15 +332,15 @@ class LocalBox:
 
     async def clone(self, name: str | None = None) -> LocalBox:
         """Make a new, stopped box with a copy of this one's disk and configuration."""
-        return await self._runtime.clone(self.id, name)
+        return await self._runtime.copies.clone(self.id, name)
 
     async def fork(self, name: str | None = None) -> LocalBox:
         """Make a new box that goes on where this one is. See `hutch.sdk.base.Box.fork`."""
-        return await self._runtime.fork(self.id, name)
+        return await self._runtime.copies.fork(self.id, name)
 
     async def export(self, path: str | Path) -> None:
         """Write the box (disk, configuration, image) to an archive file."""
-        await self._runtime.export(self.id, path)
+        await self._runtime.copies.export(self.id, path)
 
     # What the runtime uses.
 
@@ -387,7 +388,7 @@ class LocalBox:
         channel = await self._lives.channel(self.id)
         before = self.oom_kills()
         pid, _ = await starting.start(
-            self._lives,
+            self._channels,
             self.id,
             channel,
             exec_id,
@@ -408,7 +409,7 @@ class LocalBox:
     def oom_kills(self) -> int | None:
         """How often the kernel has ended a process of the running box for want of memory; ``None`` where no limit is
         enforced."""
-        self._counts_oom = self._lives.settings(self.id).spec.limits.memory_mib is not None
+        self._counts_oom = self._channels.settings(self.id).spec.limits.memory_mib is not None
         return self._oom_kills(self._runtime.home.box(self.id))
 
     async def connect_agent(self, exec_id: str) -> socket.socket:
@@ -420,7 +421,7 @@ class LocalBox:
         try:
             channel = await self._lives.channel(self.id, start=False)
             await starting.find(channel, exec_id, self.name or self.id)
-            return await self._lives.connect(self.id)
+            return await self._channels.connect(self.id)
         except HutchError:
             # With the end of its main command the whole box goes, perhaps just now.
             if exec_id == MAIN and (ghost := await self._ghost()) is not None:
@@ -459,7 +460,7 @@ class LocalBox:
     # Private methods.
 
     def _check_job(self) -> BoxRecord:
-        record = self._lives.record(self.id)
+        record = self._runtime.store.box(self.id)
         if record.command is None:
             raise InvalidArgumentError(f"box {self.name or self.id} has no main command to attach to")
         return record
@@ -488,7 +489,7 @@ class LocalBox:
                 check_sink("the sink", sink)
         check_callable("on_exit", on_exit)
         channel = await self._lives.channel(self.id)
-        self._counts_oom = self._lives.settings(self.id).spec.limits.memory_mib is not None
+        self._counts_oom = self._channels.settings(self.id).spec.limits.memory_mib is not None
         execution = LocalExecution(
             self._host,
             channel,
@@ -506,7 +507,7 @@ class LocalBox:
         self._executions.add(execution)
         try:
             pid, watched = await starting.start(
-                self._lives,
+                self._channels,
                 self.id,
                 channel,
                 execution.id,
@@ -533,16 +534,16 @@ class LocalBox:
         if execution.finished:
             execution.send(proto.simple(proto.Request.FORGET, req=0, exec_id=execution.id))
         else:
-            starting.kill_unseen(self._lives.open_channel(self.id), execution.id)
+            starting.kill_unseen(self._channels.find(self.id), execution.id)
         await execution.close()
 
     def _make_host(self, *, own_channel: bool, forget: Callable[[LocalExecution], None]) -> Host:
         return Host(
             box=self.id,
-            reconnect=lambda: self._lives.reconnect(self.id, own=own_channel),
+            reconnect=lambda: self._channels.reconnect(self.id, own=own_channel),
             spawn=self._runtime.spawn,
             oom_kills=lambda: self._oom_kills(self._runtime.home.box(self.id)),
-            paused=lambda: self._lives.record(self.id).state is BoxState.PAUSED,
+            paused=lambda: self._runtime.store.box(self.id).state is BoxState.PAUSED,
             forget=forget,
             own_channel=own_channel,
         )
@@ -554,4 +555,4 @@ class LocalBox:
     def _oom_kills(self, directory: Path) -> int | None:
         if not self._counts_oom:
             return None
-        return self._runtime.engines.of(self._lives.settings(self.id)).usage(directory).oom_kills
+        return self._runtime.engines.of(self._channels.settings(self.id)).usage(directory).oom_kills

@@ -36,8 +36,8 @@ from hutch.net.meter import Meter
 from hutch.net.resolver import Resolver, host_sources
 from hutch.runtime.datagrams import serve_datagrams
 from hutch.runtime.gatekeeper import REQUEST_BYTES, SOCKET, Reply, Request, is_served, listens
-from hutch.runtime.lives import ALIVE
 from hutch.runtime.ports import listen_at, serve_port
+from hutch.runtime.records import ALIVE
 from hutch.runtime.runtime import LocalRuntime
 from hutch.types import Outbound, PublishedPort
 
@@ -234,7 +234,7 @@ class Gateway:
             served.ended.set()
             if self._served.get(box_id) is served:
                 del self._served[box_id]
-            self._runtime.lives.drop_channel(box_id)
+            self._runtime.channels.drop(box_id)
             self._rest_soon()
 
     async def _dismiss(self, served: _Served) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 import anyio
 
 from hutch.core import ids
-from hutch.errors import InvalidStateError, NotFoundError
+from hutch.errors import InvalidArgumentError, InvalidStateError, NotFoundError
 from hutch.image.logins import Logins, make
 from hutch.runtime.checks import check_name, check_path, quoted
 from hutch.runtime.home import new_id
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from hutch.image.logins import Entry
     from hutch.runtime.runtime import LocalRuntime
-    from hutch.types import ImageInfo, LoginInfo, Progress
+    from hutch.types import BoxSpec, ImageInfo, LoginInfo, Progress
 
 
 class LocalImages:
@@ -105,6 +106,17 @@ class LocalImages:
     async def set_logins(self, entries: Sequence[Entry]) -> None:
         """Replace all logins: what a server does that keeps those of all its runners."""
         await self._logins.replace(entries)
+
+    async def obtain(self, spec: BoxSpec, pull: str, progress: Callable[[Progress], None] | None) -> ImageInfo:
+        """Return the image of a new box; fetch it if ``pull`` (missing, always, never) wants that."""
+        if pull not in ("missing", "always", "never"):
+            raise InvalidArgumentError(f"pull {quoted(pull)} is not one of missing, always, never")
+        if pull == "never":
+            return self._store.get(spec.image)
+        if pull == "missing":
+            with contextlib.suppress(NotFoundError):
+                return self._store.get(spec.image)
+        return await self._store.pull(spec.image, platform=spec.platform, always=pull == "always", progress=progress)
 
     async def remove(self, reference: str) -> Sequence[str]:
         """Remove a reference, and the image with its last one. Raises `InvalidStateError` while a box needs it."""

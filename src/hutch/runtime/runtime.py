@@ -11,11 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import msgspec
 
-from hutch.core import agentproto as proto
-from hutch.core import ids, lifecycle
-from hutch.engine.base import NO_FORK, Capability
+from hutch.core import ids
 from hutch.errors import (
     AlreadyExistsError,
     HutchError,
@@ -23,29 +20,28 @@ from hutch.errors import (
     InvalidStateError,
     NotFoundError,
     RuntimeClosedError,
-    StorageError,
-    UnsupportedError,
 )
-from hutch.host.files import locked
 from hutch.host.netns import nft
 from hutch.host.proc import Process
 from hutch.image import ImageStore, RegistryConfig
-from hutch.runtime import archive
 from hutch.runtime.box import LocalBox
-from hutch.runtime.checks import check_callable, check_name, check_path, quoted
+from hutch.runtime.channels import Channels
+from hutch.runtime.checks import check_callable, check_name, quoted
+from hutch.runtime.copies import Copies
 from hutch.runtime.disks import Disks
 from hutch.runtime.engines import Engines
-from hutch.runtime.gatekeeper import Gatekeeper, is_served
+from hutch.runtime.gatekeeper import Gatekeeper
 from hutch.runtime.home import Home, new_id
 from hutch.runtime.library import LocalImages, LocalVolumes
-from hutch.runtime.lives import ALIVE, Lives, describe
+from hutch.runtime.lives import Lives
+from hutch.runtime.records import ALIVE, Records, describe, title
+from hutch.runtime.recovery import recover
 from hutch.runtime.spec import build_spec, check_spec, resolve
 from hutch.runtime.vault import Vault, environment, install, without_values
 from hutch.state import BoxRecord, Store
 from hutch.types import BoxSpec, BoxState, Isolation, NetPolicy
 
 if TYPE_CHECKING:
-    import builtins
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
@@ -71,7 +67,7 @@ class LocalRuntime:
         """``is_gateway``: this is the process that serves the network of the home's boxes."""
         self._given_home = home
         self._given_engine = engine
-        self._is_gateway = is_gateway
+        self.is_gateway = is_gateway
         self._tasks: TaskGroup | None = None
         self._boxes: dict[str, LocalBox] = {}
         self._closed = False
@@ -86,25 +82,30 @@ class LocalRuntime:
         self.image_store = ImageStore(self.home.images, config=RegistryConfig(logins=self.home.logins))
         self.disks = Disks(self.home, self.store, self.engines)
         self.gatekeeper = Gatekeeper(self.home)
+        self.channels = Channels(self.store, self.engines)
+        self.records = Records(self.home, self.store, self.engines, self.channels)
         self.lives = Lives(
             self.home,
             self.store,
             self.engines,
+            self.records,
+            self.channels,
             self.image_store,
             self.disks,
-            None if self._is_gateway else self.gatekeeper,
+            None if self.is_gateway else self.gatekeeper,
         )
         self.vault = Vault(self.home.root)
         self.lives.prepare = self._trust_gateway
         self.images = LocalImages(self)
         self.volumes = LocalVolumes(self)
+        self.copies = Copies(self)
         # The caller's side of the background tasks; they live in a group of a task of their own, so that
         # `close` can cancel them without cancelling the body of the caller's `async with`.
         self._root = anyio.create_task_group()
         await self._root.__aenter__()
         try:
             self._tasks = await self._root.start(_hold_tasks)
-            await self.recover()
+            await recover(self)
         except BaseException:
             await self.close()
             await self._root.__aexit__(None, None, None)
@@ -131,12 +132,6 @@ class LocalRuntime:
             self.store.close()
             if self._tasks is not None:
                 self._tasks.cancel_scope.cancel()
-
-    def spawn(self, function: Callable[..., Any], *args: Any) -> None:
-        """Run a coroutine function in the background, for as long as the runtime lives. A failure is logged."""
-        if self._closed or self._tasks is None:
-            return
-        self._tasks.start_soon(self._guarded, function, *args)
 
     # Boxes.
 
@@ -173,7 +168,7 @@ class LocalRuntime:
         box_id: str | None = None,
     ) -> LocalBox:
         """Make a box. See `hutch.sdk.base.Runtime.create`."""
-        self._check_open()
+        self.check_open()
         if isinstance(image, BoxSpec):
             spec = image
         else:
@@ -213,24 +208,24 @@ class LocalRuntime:
         for mount in spec.mounts:
             if mount.volume and self.store.get_volume(mount.volume) is None:
                 raise NotFoundError(f"volume {mount.volume!r} does not exist; create it first")
-        info = await self._image(spec, pull, progress)
+        info = await self.images.obtain(spec, pull, progress)
         record = self._record(spec, info, await self.engines.choose(spec), box_id or new_id())
         try:
-            self._add(record)
+            self.add(record)
         except AlreadyExistsError:  # by who asked for the same at the same time, perhaps
             if (made := self._made(record.id, spec)) is None:
                 raise
             return made
-        return self._handle(record)
+        return self.handle(record)
 
     async def get(self, box: str) -> LocalBox:
         """Find a box by name, id or unambiguous prefix of the id. Raises `NotFoundError`."""
-        self._check_open()
-        return self._handle(self._find(box))
+        self.check_open()
+        return self.handle(self._find(box))
 
     async def list(self, *, labels: Mapping[str, str] | None = None) -> list[BoxInfo]:
         """List all boxes, or those that have the labels, oldest first."""
-        self._check_open()
+        self.check_open()
         if labels is not None and not isinstance(labels, Mapping):
             raise InvalidArgumentError(f"labels {quoted(labels)} is not a mapping of names to values")
         found = []
@@ -238,113 +233,28 @@ class LocalRuntime:
             if labels and any(record.spec.labels.get(key) != value for key, value in labels.items()):
                 continue
             with contextlib.suppress(NotFoundError):  # removed meanwhile
-                found.append(describe(await self.lives.verified(record)))
+                found.append(describe(await self.records.verified(record)))
         return found
 
     async def remove(self, box: str, *, force: bool = False) -> None:
         """Remove a box and all that it held. A running box needs ``force``."""
-        self._check_open()
+        self.check_open()
         record = self._find(box)
-        async with self.lives.holding(record.id) as record:
+        async with self.records.holding(record.id) as record:
             if record.state in ALIVE and not force:
-                raise InvalidStateError(
-                    f"box {record.spec.name or record.id} runs; stop it first, or remove it by force"
-                )
+                raise InvalidStateError(f"box {title(record)} runs; stop it first, or remove it by force")
             with anyio.CancelScope(shield=True):
                 await self._erase(record)
 
-    async def clone(self, box_id: str, name: str | None) -> LocalBox:
-        """Make a new, stopped box with a copy of a box's disk and configuration."""
-        self._check_open()
-        self._check_new_name(name)
-        async with self.disks.using(), self.lives.holding_still(box_id) as (record, running):
-            disks = await self.disks.capture(record, running=running)
-            now = time.time()
-            copy = msgspec.structs.replace(
-                self._unstarted(record, now),
-                id=new_id(),
-                spec=msgspec.structs.replace(record.spec, name=name),
-                disks=disks,
-            )
-            self._add(copy)
-        return self._handle(copy)
-
-    async def fork(self, box_id: str, name: str | None) -> LocalBox:
-        """Make a new box that goes on, memory and all, where a running one is."""
-        self._check_open()
-        self._check_new_name(name)
-        parent = self.lives.record(box_id)
-        if Capability.FORK not in self.engines.of(parent).capabilities:
-            raise UnsupportedError(NO_FORK)
-        child = new_id()
-        memory = self.home.saved_memory(child)
-        # Until it has a record, the lock alone keeps others from clearing the new box away.
-        async with self.disks.using(), locked(self.home.lock(child), timeout=1.0):
-            memory.parent.mkdir(mode=0o711)
-            try:
-                async with self.lives.holding_still(box_id, memory=memory) as (record, running):
-                    if not running:
-                        raise InvalidStateError(
-                            f"box {record.spec.name or record.id} does not run ({record.state}); clone it"
-                        )
-                    disks = await self.disks.capture(record, running=True)
-                copy = msgspec.structs.replace(
-                    self._unstarted(record, time.time()),
-                    id=child,
-                    spec=msgspec.structs.replace(record.spec, name=name, network=_with_free_ports(record.spec.network)),
-                    disks=disks,
-                )
-                self._add(copy)
-            except BaseException:
-                with anyio.CancelScope(shield=True):
-                    await self.engines.container.remove_tree(memory.parent)
-                    self.home.lock(child).unlink(missing_ok=True)
-                raise
-        try:
-            await self.lives.start(child)
-        except BaseException:
-            with anyio.CancelScope(shield=True), contextlib.suppress(HutchError):
-                await self.remove(child, force=True)
-            raise
-        return self._handle(copy)
-
-    async def export(self, box_id: str, path: str | Path) -> None:
-        """Write a box to an archive file."""
-        self._check_open()
-        target = check_path("the archive", path)
-        async with self.disks.using():
-            async with self.lives.holding_still(box_id) as (record, running):
-                disks = await self.disks.capture(record, running=running)
-            if record.isolation == Isolation.VM:
-                await self._export_vm(target, record, disks)
-            else:
-                await archive.write(target, record, self._layer_sources(record, disks))
-        await self.disks.release(disks)
-
     async def import_box(self, path: str | Path, *, name: str | None = None) -> LocalBox:
         """Make a box from an archive that `export` wrote. The archive is not trusted."""
-        self._check_open()
-        self._check_new_name(name)
-        async with self.disks.using():
-            contents, disks = await archive.read(check_path("the archive", path), self.home, self.engines.container)
-            now = time.time()
-            spec = msgspec.structs.replace(contents.spec, name=name, mounts=(), network=NetPolicy(), detach=False)
-            record = msgspec.structs.replace(
-                self._unstarted(contents, now),
-                id=new_id(),
-                spec=spec,
-                isolation=await self.engines.choose(spec),
-                image_digest="",
-                disks=disks,
-            )
-            self._add(record)
-        return self._handle(record)
+        return await self.copies.import_box(path, name)
 
     async def info(self) -> dict[str, object]:
         """Facts about this runtime."""
         from hutch import __version__
 
-        self._check_open()
+        self.check_open()
         boxes = await self.list()
         return {
             "version": __version__,
@@ -361,39 +271,32 @@ class LocalRuntime:
             "volumes": len(self.store.list_volumes()),
         }
 
-    async def recover(self) -> None:
-        """Bring the home to order after processes that died: mark boxes that are gone, remove what nobody owns."""
-        for record in self.store.list_boxes(*ALIVE):
-            with contextlib.suppress(HutchError):
-                if record.state in (BoxState.PAUSED, BoxState.STOPPING):
-                    await self.lives.settle_forsaken(record.id)
-                elif not self.engines.of(record).observe(self.home.box(record.id)).running:
-                    await self.lives.refresh(record.id)
-                elif not self._is_gateway and is_served(record.spec):
-                    await self.gatekeeper.revive(record.id)
-        for record in self.store.list_boxes_to_remove():
-            if _forsaken(record):
-                with contextlib.suppress(HutchError):
-                    await self.remove(record.id, force=True)
-        for name in {path.name for folder in (self.home.boxes, self.home.locks) for path in folder.iterdir()}:
-            if ids.is_id(name) and self.store.get_box(name) is None:
-                with contextlib.suppress(HutchError):
-                    await self._erase_orphan(name)
-        await self.disks.collect()
+    # What its parts use.
+
+    def spawn(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run a coroutine function in the background, for as long as the runtime lives. A failure is logged."""
+        if self._closed or self._tasks is None:
+            return
+        self._tasks.start_soon(self._guarded, function, *args)
+
+    def add(self, record: BoxRecord) -> None:
+        """Record a new box as one that this runtime made."""
+        self.store.add_box(record)
+        self._own.add(record.id)
+
+    def handle(self, record: BoxRecord) -> LocalBox:
+        """Return the one handle that this runtime has on a box."""
+        box = self._boxes.get(record.id)
+        if box is None:
+            box = self._boxes[record.id] = LocalBox(self, record.id, record.spec.name)
+        return box
+
+    def check_open(self) -> None:
+        """Raise `RuntimeClosedError` unless the runtime is in use."""
+        if self._closed or self._tasks is None:
+            raise RuntimeClosedError("the runtime is closed; use it inside `async with`")
 
     # Private methods.
-
-    async def _image(self, spec: BoxSpec, pull: str, progress: Callable[[Progress], None] | None) -> ImageInfo:
-        if pull not in ("missing", "always", "never"):
-            raise InvalidArgumentError(f"pull {quoted(pull)} is not one of missing, always, never")
-        if pull == "never":
-            return self.image_store.get(spec.image)
-        if pull == "missing":
-            with contextlib.suppress(NotFoundError):
-                return self.image_store.get(spec.image)
-        return await self.image_store.pull(
-            spec.image, platform=spec.platform, always=pull == "always", progress=progress
-        )
 
     def _made(self, box_id: str, spec: BoxSpec) -> LocalBox | None:
         """The box that was made by this id. Raises `AlreadyExistsError` when it was made otherwise."""
@@ -402,13 +305,7 @@ class LocalRuntime:
             return None
         if record.spec != without_values(spec):
             raise AlreadyExistsError(f"a box with the id {box_id!r} exists already, and was made otherwise")
-        return self._handle(record)
-
-    def _check_new_name(self, name: str | None) -> None:
-        if name is not None:
-            ids.check_name(name)
-            if self.store.has_box_named(name):
-                raise AlreadyExistsError(f"a box named {name!r} exists already")
+        return self.handle(record)
 
     def _record(self, spec: BoxSpec, image: ImageInfo, isolation: str, box_id: str) -> BoxRecord:
         now = time.time()
@@ -430,62 +327,6 @@ class LocalRuntime:
             isolation=isolation,
         )
 
-    def _add(self, record: BoxRecord) -> None:
-        self.store.add_box(record)
-        self._own.add(record.id)
-
-    def _unstarted(self, record: BoxRecord, now: float) -> BoxRecord:
-        return msgspec.structs.replace(
-            record,
-            state=lifecycle.after(BoxState.CONFIGURED, lifecycle.Event.STOPPED)
-            if record.command is not None
-            else BoxState.CONFIGURED,
-            created_at=now,
-            updated_at=now,
-            pid=None,
-            started_at=None,
-            stopped_at=None,
-            exit_code=None,
-            reason=None,
-            unenforced=(),
-            reset_upper=False,
-            owner=self._process,
-        )
-
-    async def _export_vm(self, target: Path, record: BoxRecord, disks: tuple[str, ...]) -> None:
-        """Only a kernel reads a VM's disk, and only that of a VM reads one that a box may have forged: a box on the
-        same disk, without the main command, gives its files, as one layer."""
-        name = f"export-{new_id()}"
-        spec = msgspec.structs.replace(record.spec, name=name, command=None, auto_remove=True, detach=False)
-        reader = msgspec.structs.replace(
-            self._unstarted(msgspec.structs.replace(record, command=None), time.time()),
-            id=new_id(),
-            spec=spec,
-            disks=disks,
-        )
-        self._add(reader)
-        try:
-            box = self._handle(reader)
-            execution = await box.start_file_op(
-                proto.FileOp.ROOT, "/", user="root", linger=None, sinks={proto.STDERR: _ignore}
-            )
-            chunks = aiter(execution.stdout)
-            await archive.write(target, record, [archive.stream(chunks)])
-            result = await execution.wait()
-            if result.exit_code != 0:
-                raise StorageError(f"not all files of the box could be read (exit code {result.exit_code})")
-        finally:
-            with anyio.CancelScope(shield=True), contextlib.suppress(HutchError):
-                await self.remove(reader.id, force=True)
-
-    def _layer_sources(self, record: BoxRecord, disks: tuple[str, ...]) -> builtins.list[archive.LayerWriter]:
-        """The layers of a box, topmost first."""
-        layers = [(lower.path, lower.owned_by_box) for lower in map(self.home.lower, disks)]
-        if record.image_digest:
-            image = self.image_store.get(record.image_digest)
-            layers += [(path, False) for path in self.image_store.layer_paths(image)]
-        return [archive.folder(path, owned_by_box=owned_by_box) for path, owned_by_box in layers]
-
     def _find(self, box: str) -> BoxRecord:
         found = self.store.find_boxes(check_name("the name of a box", box))
         if not found:
@@ -494,19 +335,13 @@ class LocalRuntime:
             raise InvalidArgumentError(f"{quoted(box)} is the beginning of several box ids; give more of it")
         return found[0]
 
-    def _handle(self, record: BoxRecord) -> LocalBox:
-        box = self._boxes.get(record.id)
-        if box is None:
-            box = self._boxes[record.id] = LocalBox(self, record.id, record.spec.name)
-        return box
-
     async def _trust_gateway(self, record: BoxRecord) -> None:
         """Let a box with secrets trust the gateway. A box that prevents it harms only itself."""
         try:
             with anyio.fail_after(_TRUST_SECONDS):
-                await install(self._handle(record), self.vault.open(record.sealed).authority.certificate)
+                await install(self.handle(record), self.vault.open(record.sealed).authority.certificate)
         except (HutchError, TimeoutError) as error:
-            log.warning("box %s does not trust its gateway: %s", record.spec.name or record.id, error)
+            log.warning("box %s does not trust its gateway: %s", title(record), error)
 
     async def _erase(self, record: BoxRecord) -> None:
         # The record goes last: until then a crash leaves a box that can be removed again.
@@ -519,19 +354,12 @@ class LocalRuntime:
         await self.disks.release(record.disks + tuple(disk for snapshot in snapshots for disk in snapshot.disks))
         self.home.lock(record.id).unlink(missing_ok=True)
 
-    async def _erase_orphan(self, box_id: str) -> None:
-        async with locked(self.home.lock(box_id), timeout=1.0):
-            if self.store.get_box(box_id) is None:
-                await self.engines.container.kill(self.home.box(box_id))
-                await self.engines.container.remove_tree(self.home.box(box_id))
-                self.home.lock(box_id).unlink(missing_ok=True)
-
     async def _stop_own(self) -> None:
         async def stop(record: BoxRecord) -> None:
             with contextlib.suppress(HutchError), anyio.move_on_after(_CLOSE_SECONDS):
                 await self.lives.stop(record.id, 1.0)
                 if record.spec.auto_remove:
-                    async with self.lives.holding(record.id) as held:
+                    async with self.records.holding(record.id) as held:
                         await self._erase(held)
 
         async with anyio.create_task_group() as tasks:
@@ -539,7 +367,7 @@ class LocalRuntime:
                 record = self.store.get_box(box_id)
                 if record is None or record.spec.detach:
                     continue
-                if record.spec.auto_remove or box_id in self.lives.started:
+                if record.spec.auto_remove or box_id in self.records.started:
                     tasks.start_soon(stop, record)
 
     async def _guarded(self, function: Callable[..., Any], *args: Any) -> None:
@@ -548,29 +376,8 @@ class LocalRuntime:
         except Exception:
             log.exception("a background task of the runtime failed")
 
-    def _check_open(self) -> None:
-        if self._closed or self._tasks is None:
-            raise RuntimeClosedError("the runtime is closed; use it inside `async with`")
-
-
-def _with_free_ports(network: NetPolicy) -> NetPolicy:
-    """The same network for a second box that runs at the same time: the ports of the host are taken."""
-    ports = tuple(msgspec.structs.replace(port, host_port=0) for port in network.ports)
-    return msgspec.structs.replace(network, ports=ports)
-
-
-def _ignore(data: bytes) -> None:
-    pass
-
 
 async def _hold_tasks(*, task_status: TaskStatus[TaskGroup]) -> None:
     async with anyio.create_task_group() as tasks:
         task_status.started(tasks)
         await anyio.sleep_forever()
-
-
-def _forsaken(record: BoxRecord) -> bool:
-    """Whether a box that goes at its end has come to it: it has run, or nobody is left whom it belongs to."""
-    if record.state in (BoxState.STOPPED, BoxState.FAILED) and record.started_at is not None:
-        return True
-    return not record.spec.detach and record.owner is not None and not record.owner.alive()

@@ -27,7 +27,7 @@ class BoxSnapshots:
         """Save the disk now. A running box is frozen for the moment of the copy. Raises `AlreadyExistsError`."""
         ids.check_name(name, "snapshot")
         disks = self._runtime.disks
-        async with disks.using(), self._runtime.lives.holding_still(self._box_id) as (record, running):
+        async with disks.using(), self._runtime.records.holding_still(self._box_id) as (record, running):
             if any(other.name == name for other in self._runtime.store.list_snapshots(self._box_id)):
                 raise AlreadyExistsError(f"the box has a snapshot named {name!r} already")
             layers = await disks.capture(record, running=running)
@@ -44,7 +44,7 @@ class BoxSnapshots:
 
     async def list(self) -> list[SnapshotInfo]:
         """List the snapshots, oldest first."""
-        self._runtime.lives.record(self._box_id)
+        self._runtime.store.box(self._box_id)
         return [_describe(record) for record in self._runtime.store.list_snapshots(self._box_id)]
 
     async def get(self, name: str) -> SnapshotInfo:
@@ -53,18 +53,18 @@ class BoxSnapshots:
 
     async def restore(self, name: str) -> None:
         """Take the disk back to the snapshot. Raises `InvalidStateError` while the box runs."""
-        async with self._runtime.lives.holding_stopped(self._box_id, "a restore") as record:
+        async with self._runtime.records.holding_stopped(self._box_id, "a restore") as record:
             await self._runtime.disks.restore(record, self._find(name).disks)
 
     async def remove(self, name: str) -> None:
         """Delete a snapshot."""
-        async with self._runtime.lives.holding(self._box_id):
+        async with self._runtime.records.holding(self._box_id):
             snapshot = self._find(name)
             self._runtime.store.remove_snapshot(snapshot.id)
             await self._runtime.disks.release(snapshot.disks)
 
     def _find(self, name: str) -> SnapshotRecord:
-        self._runtime.lives.record(self._box_id)
+        self._runtime.store.box(self._box_id)
         for record in self._runtime.store.list_snapshots(self._box_id):
             if name in (record.name, record.id):
                 return record

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hutch.runtime.channel import Channel
+    from hutch.runtime.channels import Channels
     from hutch.runtime.execution import LocalExecution
-    from hutch.runtime.lives import Lives
 
 
 async def start(
-    lives: Lives,
+    channels: Channels,
     box_id: str,
     channel: Channel,
     exec_id: str,
@@ -35,7 +35,7 @@ async def start(
 ) -> tuple[int, bool]:
     """Have the agent start it; return its pid, and whether the outputs come by the same connection. The agent
     starts an id once: so when the connection breaks it is asked again."""
-    record = lives.settings(box_id)
+    record = channels.settings(box_id)
     variables = {**record.env, **({"TERM": "xterm"} if tty else {}), **(env or {})}
     watch = execution is not None and execution.watches_all()
     lost = exists = False
@@ -65,7 +65,7 @@ async def start(
         except ValueError as error:
             raise InvalidArgumentError(f"the command with its environment is too long: {error}") from None
         except UpstreamUnavailableError:
-            again = await lives.reconnect(box_id) if channel.closed else None
+            again = await channels.reconnect(box_id) if channel.closed else None
             if again is None:
                 raise
             channel, lost = again, True

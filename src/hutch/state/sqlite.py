@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from hutch.errors import AlreadyExistsError, DatabaseError, MetadataError, RuntimeClosedError
+from hutch.errors import AlreadyExistsError, DatabaseError, MetadataError, NotFoundError, RuntimeClosedError
 from hutch.host.proc import Process
 from hutch.types import BoxSpec, BoxState, PublishedPort
 
@@ -149,6 +149,13 @@ class Store:
     def get_box(self, id: str) -> BoxRecord | None:
         """Return the record of a box."""
         return self._one("SELECT record FROM boxes WHERE id = ?", id, BoxRecord)
+
+    def box(self, id: str) -> BoxRecord:
+        """`get_box` for one that is expected. Raises `NotFoundError`."""
+        record = self.get_box(id)
+        if record is None:
+            raise NotFoundError(f"box {id} does not exist; it may have been removed")
+        return record
 
     def find_boxes(self, text: str) -> list[BoxRecord]:
         """Return the box of this name or id, else those whose id begins with the text."""
