@@ -66,8 +66,7 @@ def test_policies_hold_for_an_ordinary_user(
 ) -> None:
     place = ordinary_user.folder("net")
     if isolation == "vm":
-        shutil.copytree(vm_store / "kernels", place / "home/vm/kernels", ignore=shutil.ignore_patterns("lock"))
-        subprocess.run(["chown", "-R", NAME, place / "home"], check=True)
+        _give_kernel(place / "home", vm_store)
     subprocess.run(["cp", internet.ca, place / "ca.pem"], check=True)
     subprocess.run(["chmod", "644", place / "ca.pem"], check=True)
     output = ordinary_user.run("-c", BOX, str(place), "198.51.100.53", str(place / "ca.pem"), isolation, seconds=100)
@@ -125,3 +124,67 @@ def test_datagrams_of_an_ordinary_user(ordinary_user: OrdinaryUser, internet: Wo
     output = ordinary_user.run("-c", DATAGRAMS, str(place))
     assert output.splitlines() == ["b'hello'", "b'hello'", "b''", "False", "b'published'", "False"]
     assert internet.datagrams == [b"hello", b"hello"]
+
+
+FORK = """
+import os, pathlib, sys, anyio
+from hutch.runtime.runtime import LocalRuntime
+from hutch.types import Mount, PublishedPort
+from tests import rootfs
+from tests.net.conftest import get
+from tests.net.world import GOOD, OTHER
+
+async def main(here):
+    shared = here / "shared"
+    shared.mkdir()
+    async with LocalRuntime(here / "home") as runtime:
+        await runtime.images.load(rootfs.build(here / "image"), reference="busybox:test")
+        mount = Mount(target="/shared", source=str(shared))
+        parent = await runtime.create(
+            "busybox:test", isolation="vm", network=[GOOD], ports=[PublishedPort(port=8080)], mounts=[mount]
+        )
+        writer = await parent.exec("sh", "-c", "exec > /shared/lines; while read line; do echo $line; done", stdin=True)
+        await writer.stdin.write(b"parent\\n")
+        outward = await parent.exec("nc", GOOD, "7777")  # it only reads: nothing but the cut can end it
+        child = await parent.fork("child")
+        twin = await child.attach(writer.id)
+        cut = await child.attach(outward.id)
+        with anyio.fail_after(20):
+            await cut.wait()
+        await twin.stdin.write(b"child\\n")
+        await twin.stdin.close()
+        with anyio.fail_after(20):
+            print((await twin.wait()).exit_code)
+        print((shared / "lines").read_bytes())
+        for box in (parent, child):
+            print(await get(box, GOOD, "x"), repr(await get(box, OTHER, "x")))
+        ports = [(await box.network.get()).ports[0].host_port for box in (parent, child)]
+        print(0 not in ports and ports[0] != ports[1])
+        print([info.state.value for info in await runtime.list()])
+        await child.remove(force=True)
+        await parent.remove(force=True)
+        print("Traceback" in (here / "home/gateway.log").read_text())
+
+anyio.run(main, pathlib.Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_fork_of_an_ordinary_user(ordinary_user: OrdinaryUser, internet: World, vm_store: Path) -> None:
+    """With a network and a mount: the file that was open is written by both, the connection is cut in the fork."""
+    place = ordinary_user.folder("fork")
+    _give_kernel(place / "home", vm_store)
+    output = ordinary_user.run("-c", FORK, str(place), seconds=100)
+    assert output.splitlines() == [
+        "0",
+        "b'parent\\nchild\\n'",
+        *(["198.51.100.10 x / ''"] * 2),
+        "True",
+        "['running', 'running']",
+        "False",
+    ]
+
+
+def _give_kernel(home: Path, store: Path) -> None:
+    shutil.copytree(store / "kernels", home / "vm/kernels", ignore=shutil.ignore_patterns("lock"))
+    subprocess.run(["chown", "-R", NAME, home], check=True)
