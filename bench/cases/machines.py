@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from bench.cases.streams import Counter
-from bench.peers.base import pss
+from bench.peers.base import pss, pss_of_made_code
 from bench.rows import Goal, Quantity, Row, compare, single
-from bench.samples import alternate
+from bench.samples import Outcome, alternate
 from hutch.engine.vm import cpio, machine
 from hutch.errors import EngineError
 from hutch.types import Isolation
@@ -61,7 +61,7 @@ async def measure(stage: Stage) -> list[Row]:
     what = Quantity("vm", f"output of a VM to a Python writer ({speed})", "MB/s", 1e-6, more_is_better=True)
     rows += compare(what, outcomes["output"], {}, goals)
     await box.remove(force=True)
-    return [*rows, await _memory(stage)]
+    return rows + await _memory(stage)
 
 
 async def _starts(stage: Stage, kernel: Kernel, speed: str) -> list[Row]:
@@ -120,20 +120,36 @@ def _plain(kernel: Kernel, folder: Path, *, kvm: bool) -> list[str]:
     ]
 
 
-async def _memory(stage: Stage) -> Row:
+async def _memory(stage: Stage) -> list[Row]:
     """What one more idle VM costs: of memory that several share, each counts its part."""
-    boxes = []
-    try:
-        total = 0
-        for _ in range(_BOXES):
-            boxes.append(await stage.runtime.create(stage.image, isolation=Isolation.VM))
-            await boxes[-1].run("true")
-        for box in boxes:
-            keeper = (await box.info()).pid or 0
-            children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-            total += sum(pss(pid) for pid in (keeper, *map(int, children)))
-    finally:
-        for box in boxes:
-            await box.remove(force=True)
+    templates = stage.runtime.engines.vm.templates
+
+    async def idle(*, from_template: bool) -> tuple[float, float]:
+        """In all, and the part that is code which QEMU has translated."""
+        boxes = []
+        try:
+            templates.enabled = from_template
+            for _ in range(_BOXES):
+                boxes.append(await stage.runtime.create(stage.image, isolation=Isolation.VM))
+                await boxes[-1].run("true")
+            total = translated = 0
+            for box in boxes:
+                keeper = (await box.info()).pid or 0
+                children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+                for pid in (keeper, *map(int, children)):
+                    total += pss(pid)
+                    translated += pss_of_made_code(pid)
+            return total / _BOXES, translated / _BOXES
+        finally:
+            templates.enabled = True
+            for box in boxes:
+                await box.remove(force=True)
+
+    total, translated = await idle(from_template=True)
+    booted, _ = await idle(from_template=False)
+    rows = compare(
+        Quantity("vm", "memory of an idle VM (PSS)", "MB", 1e-6), Outcome([total]), {_BOOTED: Outcome([booted])}
+    )
     goal = Goal("at most 40 MB", "value", at_most=40)
-    return single(Quantity("vm", "memory of an idle VM (PSS)", "MB", 1e-6), total / _BOXES, goal)
+    what = Quantity("vm", "memory of an idle VM, without the code that QEMU has translated (PSS)", "MB", 1e-6)
+    return [*rows, single(what, total - translated, goal)]

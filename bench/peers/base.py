@@ -150,6 +150,18 @@ def pss(pid: int) -> int:
     raise PeerError(f"process {pid} has no memory")
 
 
+def pss_of_made_code(pid: int) -> int:
+    """The part of `pss` that is code which the process has made itself: writable, executable, of no file."""
+    total, counts = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            counts = rest[0].startswith("rwx") and len(rest) == 4
+        elif counts and first == "Pss:":
+            total += int(rest[0]) * 1024
+    return total
+
+
 def supervised_pss(pid: int, supervisors: Sequence[str]) -> int:
     """The proportional set size of a process and of its parent, if that is a supervisor of this container alone."""
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
