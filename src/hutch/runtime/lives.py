@@ -33,6 +33,7 @@ from hutch.errors import (
 )
 from hutch.host.files import locked
 from hutch.runtime import logs
+from hutch.runtime.bounds import network_of
 from hutch.runtime.channel import AgentChannel
 from hutch.runtime.gatekeeper import is_served
 from hutch.types import BoxInfo, BoxState
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from hutch.runtime.gatekeeper import Gatekeeper
     from hutch.runtime.home import Home
     from hutch.state import BoxRecord, Store
-    from hutch.types import BoxSpec
+    from hutch.types import BoxSpec, NetBounds
 
 log = logging.getLogger("hutch.runtime")
 
@@ -87,6 +88,8 @@ class Lives:
         self._disks = disks
         self._gatekeeper = gatekeeper
         self.prepare: Callable[[BoxRecord], Awaitable[None]] = _nothing
+        # What boxes that are started get of the network at most; without it they keep what they had.
+        self.bounds: NetBounds | None = None
         self._channels: dict[str, AgentChannel] = {}
         self._connecting: dict[str, anyio.Lock] = {}
         # Settings of boxes that were used through a channel: what an execution needs of the record.
@@ -378,6 +381,7 @@ class Lives:
                 reason=None,
                 unenforced=started.unenforced,
                 published=(),
+                bounds=self.bounds or record.bounds,
             )
             self.started.add(record.id)
             if plan.saved is not None:  # its programs stand still until they have their network, whoever may die here
@@ -550,9 +554,7 @@ def describe(record: BoxRecord) -> BoxInfo:
         limits=spec.limits,
         unenforced=record.unenforced,
         mounts=spec.mounts,
-        network=msgspec.structs.replace(spec.network, ports=record.published or spec.network.ports)
-        if record.state in ALIVE
-        else spec.network,
+        network=network_of(record),
         secrets=spec.secrets,
         auto_remove=spec.auto_remove,
         auto_resume=spec.auto_resume,

@@ -31,6 +31,7 @@ from hutch.host.netns import nft
 from hutch.host.proc import Process
 from hutch.image import ImageStore, RegistryConfig
 from hutch.runtime import archive
+from hutch.runtime.bounds import bounded, reserve, with_free_ports
 from hutch.runtime.box import LocalBox
 from hutch.runtime.checks import check_callable, check_name, check_path, quoted
 from hutch.runtime.disks import Disks
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from hutch.engine.base import Engine
-    from hutch.types import BoxInfo, ImageInfo, Mount, Outbound, Progress, PublishedPort, Secret
+    from hutch.types import BoxInfo, ImageInfo, Mount, NetBounds, Outbound, Progress, PublishedPort, Secret
 
 log = logging.getLogger("hutch.runtime")
 
@@ -66,9 +67,16 @@ class LocalRuntime:
     """See the module. Use it as an async context manager. Implements `hutch.sdk.base.Runtime`."""
 
     def __init__(
-        self, home: Path | str | None = None, *, engine: Engine | None = None, is_gateway: bool = False
+        self,
+        home: Path | str | None = None,
+        *,
+        engine: Engine | None = None,
+        is_gateway: bool = False,
+        bounds: NetBounds | None = None,
     ) -> None:
-        """``is_gateway``: this is the process that serves the network of the home's boxes."""
+        """``is_gateway``: this is the process that serves the network of the home's boxes. ``bounds``: what those for
+        whom this process works may have of the network."""
+        self.bounds = bounds
         self._given_home = home
         self._given_engine = engine
         self._is_gateway = is_gateway
@@ -96,6 +104,7 @@ class LocalRuntime:
         )
         self.vault = Vault(self.home.root)
         self.lives.prepare = self._trust_gateway
+        self.lives.bounds = self.bounds
         self.images = LocalImages(self)
         self.volumes = LocalVolumes(self)
         # The caller's side of the background tasks; they live in a group of a task of their own, so that
@@ -205,6 +214,7 @@ class LocalRuntime:
                 platform=platform,
             )
         check_spec(spec)
+        spec = bounded(self.bounds, spec)
         check_callable("progress", progress)
         if box_id is not None and (made := self._made(ids.check_id(box_id), spec)) is not None:
             return made
@@ -263,7 +273,11 @@ class LocalRuntime:
             copy = msgspec.structs.replace(
                 self._unstarted(record, now),
                 id=new_id(),
-                spec=msgspec.structs.replace(record.spec, name=name),
+                spec=msgspec.structs.replace(
+                    record.spec,
+                    name=name,
+                    network=with_free_ports(self.bounds, record.spec.network) if self.bounds else record.spec.network,
+                ),
                 disks=disks,
             )
             self._add(copy)
@@ -291,7 +305,9 @@ class LocalRuntime:
                 copy = msgspec.structs.replace(
                     self._unstarted(record, time.time()),
                     id=child,
-                    spec=msgspec.structs.replace(record.spec, name=name, network=_with_free_ports(record.spec.network)),
+                    spec=msgspec.structs.replace(
+                        record.spec, name=name, network=with_free_ports(self.bounds, record.spec.network)
+                    ),
                     disks=disks,
                 )
                 self._add(copy)
@@ -336,6 +352,7 @@ class LocalRuntime:
                 isolation=await self.engines.choose(spec),
                 image_digest="",
                 disks=disks,
+                bounds=None,
             )
             self._add(record)
         return self._handle(record)
@@ -431,6 +448,9 @@ class LocalRuntime:
         )
 
     def _add(self, record: BoxRecord) -> None:
+        if self.bounds is not None:
+            reserve(self.bounds, record.spec.network, self.store.list_boxes())
+            record = msgspec.structs.replace(record, bounds=self.bounds)
         self.store.add_box(record)
         self._own.add(record.id)
 
@@ -456,7 +476,9 @@ class LocalRuntime:
         """Only a kernel reads a VM's disk, and only that of a VM reads one that a box may have forged: a box on the
         same disk, without the main command, gives its files, as one layer."""
         name = f"export-{new_id()}"
-        spec = msgspec.structs.replace(record.spec, name=name, command=None, auto_remove=True, detach=False)
+        spec = msgspec.structs.replace(
+            record.spec, name=name, command=None, network=NetPolicy(), auto_remove=True, detach=False
+        )
         reader = msgspec.structs.replace(
             self._unstarted(msgspec.structs.replace(record, command=None), time.time()),
             id=new_id(),
@@ -551,12 +573,6 @@ class LocalRuntime:
     def _check_open(self) -> None:
         if self._closed or self._tasks is None:
             raise RuntimeClosedError("the runtime is closed; use it inside `async with`")
-
-
-def _with_free_ports(network: NetPolicy) -> NetPolicy:
-    """The same network for a second box that runs at the same time: the ports of the host are taken."""
-    ports = tuple(msgspec.structs.replace(port, host_port=0) for port in network.ports)
-    return msgspec.structs.replace(network, ports=ports)
 
 
 def _ignore(data: bytes) -> None:
