@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from hutch.cli import options
+from tests.cli.conftest import KEY
+from tests.remote.processes import Process
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cli.conftest import Tool
 
 pytestmark = pytest.mark.root
@@ -157,12 +164,47 @@ def test_ports_at_a_server_are_refused_and_nothing_is_made(hutch: Tool) -> None:
     assert b"lets no box reach 'host.hutch.internal:22'" in done.stderr
 
 
+@pytest.mark.there
+def test_ports_at_a_server_that_gives_some(hutch: Tool, image_home: Path, tmp_path: Path) -> None:
+    """What they are is shown, and there they answer."""
+    home = tmp_path / "publishing"
+    subprocess.run(["cp", "-a", image_home, home], check=True)
+    options = ("--publish-address", "127.0.0.3", "--publish-ports", "21200-21299", "--max-receive-rate", "5m")
+    with Process("-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", KEY, *options) as server:
+        there = ("--url", server.url)
+        done = hutch(*there, "run", "-d", "-p", "8080:80", "busybox", "true", code=1)
+        assert b"this server gives ports from 21200 to 21299, not 8080" in done.stderr
+        serve = "nc -ll -p 80 -e cat"
+        hutch(*there, "run", "-d", "--name", "web", "-p", "21207:80", "-p", "53/udp", "busybox", "sh", "-c", serve)
+        lines = hutch.text(*there, "net", "show", "web").splitlines()
+        assert lines[:3] == ["outbound: disabled", "receive rate: 5.0 MiB/s", "port: 127.0.0.3:21207 -> 80"]
+        assert re.fullmatch(r"port: 127\.0\.0\.3:212\d\d -> 53/udp", lines[3])
+        ports = json.loads(hutch.text(*there, "inspect", "web"))[0]["network"]["ports"]
+        assert {(port["host_ip"], port["protocol"]) for port in ports} == {("127.0.0.3", "tcp"), ("127.0.0.3", "udp")}
+        for _ in range(50):
+            with (
+                contextlib.suppress(ConnectionResetError),  # nc does not listen yet
+                socket.create_connection(("127.0.0.3", 21207), timeout=10) as connection,
+            ):
+                connection.sendall(b"hello")
+                if connection.recv(5) == b"hello":
+                    break
+        else:
+            pytest.fail("nothing came back")
+        done = hutch(*there, "run", "-d", "-p", "21207:80", "busybox", "true", code=1)
+        assert b"tcp port 21207 is taken at this server" in done.stderr
+        hutch(*there, "rm", "--all", "--force")
+
+
 @pytest.mark.here
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--network", "disabled", "--allow-net", "a.com"), "--allow-net: has no meaning"),
         (("--allow-net", "a b"), "'a b' is not a rule for a network"),
+        (("--publish-ports", "80"), "'80' is not a range of ports"),
+        (("--publish-ports", "80-90"), "a range lies within 1024-65535"),
+        (("--max-send-rate", "fast"), "is not a size"),
         (("--tunnel-port", "80"), "has no meaning without --tunnel-url"),
         (("--tunnel-url", "ftp://a.com"), "is no URL for tunnels"),
         (("--tunnel-url", "https://a.com:99999"), "--tunnel-url: Port out of range"),

@@ -95,7 +95,8 @@ async def test_who_asks_for_none_gets_the_operators(home: Path, world: World, em
 async def test_a_box_from_before_gets_them_at_its_next_start(home: Path, world: World, empty: None) -> None:
     async with served(home) as (runtime, _):
         box = await runtime.create(IMAGE, network="enabled", name="before", detach=True)
-        assert await _echoed(box) < _SECONDS / 2
+        await box.start()
+        assert await _echoed(box) < _SECONDS * 0.9
         assert await _rates(box) == (None, None)
     async with served(home, *LIMITED) as (runtime, _):
         box = await runtime.get("before")
