@@ -99,6 +99,8 @@ async def test_ports_are_given_where_the_operator_says(runtime: RemoteRuntime, h
     with client.socket:
         assert await client.ask(b"by datagram") == b"by datagram"
     assert not await _answers(PublishedPort(port=8080, host_ip="127.0.0.1", host_port=wanted))
+    stats = await box.stats()
+    assert stats.network_sent_bytes == stats.network_received_bytes == 2 * len("published") + len("by datagram")
 
     os.kill(await _only_gateway(home), signal.SIGKILL)
     with anyio.fail_after(20):

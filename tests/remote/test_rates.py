@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import msgspec
@@ -33,9 +33,17 @@ _FAST = 2 << 20
 
 
 @pytest.fixture
-def home(tmp_path: Path, image_store: Path) -> Path:
+def home(tmp_path: Path, image_store: Path, vm_store: Path) -> Path:
     """A home for several servers, one after the other."""
-    return shared_home(tmp_path, image_store)
+    home = shared_home(tmp_path, image_store)
+    (home / "vm").symlink_to(vm_store)
+    return home
+
+
+def described(process: Process, path: str) -> Any:
+    """What the server says to any client."""
+    with httpx2.Client(base_url=process.url, headers={"Authorization": f"Bearer {TOKEN}"}, trust_env=False) as http:
+        return http.get(path).json()
 
 
 @contextlib.asynccontextmanager
@@ -87,9 +95,21 @@ async def test_who_asks_for_none_gets_the_operators(home: Path, world: World, em
         own = await runtime.create(IMAGE, network=NetPolicy(outbound=Outbound.ENABLED, send_rate=2048))
         assert await _rates(own) == (2048, _FAST)
         assert await _rates(await own.clone()) == (2048, _FAST)
-        with httpx2.Client(base_url=process.url, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
-            network = http.get(f"/v1/boxes/{own.id}").json()["network"]
+        network = described(process, f"/v1/boxes/{own.id}")["network"]
         assert (network["send_rate"], network["receive_rate"]) == (2048, _FAST)
+
+
+@pytest.mark.parametrize("isolation", ["container", "vm"])
+async def test_what_passes_is_limited_and_counted(home: Path, world: World, empty: None, isolation: str) -> None:
+    async with served(home, *LIMITED) as (runtime, process):
+        box = await runtime.create(IMAGE, network="enabled", isolation=isolation)
+        await box.start()
+        assert await _echoed(box) > _SECONDS * 0.9
+        stats = await box.stats()
+        assert (stats.network_sent_bytes, stats.network_received_bytes, stats.network_connections) == (_SIZE, _SIZE, 1)
+        metrics = described(process, f"/v1/boxes/{box.id}/metrics")
+        assert metrics["network_bytes_sent"] == metrics["network_bytes_received"] == _SIZE
+        assert metrics["network_tcp_connections"] == 1
 
 
 async def test_a_box_from_before_gets_them_at_its_next_start(home: Path, world: World, empty: None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.server.conftest import IMAGE, make_home
+from tests.server.test_boxlite import SCRIPT
 from tests.server.test_http import check_error
 from tests.server.test_network import client, create, serving
 
@@ -81,6 +84,16 @@ def test_a_port_is_published(http: httpx2.Client) -> None:
     assert http.post(f"/v1/boxes/{box}/stop").json()["network"]["published_ports"] == [before, udp]
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((ADDRESS, started[0]["host_port"]), timeout=5)
+
+
+def test_the_published_client_is_told(http: httpx2.Client, publishing: Served) -> None:
+    wish = ports({"guest_port": 8080}, {"guest_port": 53, "protocol": "udp"})
+    box = create(http, **wish, cmd=["nc", "-ll", "-p", "8080", "-e", "cat"]).json()["box_id"]
+    started = http.post(f"/v1/boxes/{box}/start").json()["network"]["published_ports"]
+    assert answered(started[0]) == b"hello"
+    words = [sys.executable, SCRIPT, "published_ports", publishing.url]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=55)
+    assert done.stdout == "passed\n", done.stderr[-4000:]
 
 
 def test_refusals_say_what_there_is(http: httpx2.Client, publishing: Served) -> None:
