@@ -207,6 +207,17 @@ async def test_a_copy_gets_ports_of_its_own(runtime: RemoteRuntime) -> None:
     assert second.host_ip == ADDRESS and await _answers(first) and await _answers(second)
 
 
+async def test_a_fork_gets_ports_of_its_own(runtime: RemoteRuntime, tmp_path: Path) -> None:
+    """And a VM that has ports can be written to an archive while it runs."""
+    box = await _echoes(runtime, tcp(FIRST + 4), isolation="vm")
+    fork = await box.fork()
+    (first,), (second,) = await _ports(box), await _ports(fork)
+    assert first.host_port == FIRST + 4 and second.host_port not in (0, first.host_port)
+    assert second.host_ip == ADDRESS and await _answers(first) and await _answers(second)
+    await box.export(tmp_path / "archive")
+    assert await _ports(await runtime.import_box(tmp_path / "archive")) == ()
+
+
 async def test_ports_that_are_chosen_are_no_one_elses(elsewhere: Path) -> None:
     """Not those of boxes that do not run, nor of other programs. When none is left that is said."""
     options = ("--publish-address", ADDRESS, "--publish-ports", f"{FIRST}-{FIRST + 3}")
