@@ -14,7 +14,7 @@ import pytest
 
 from hutch.cli import options
 from tests.cli.conftest import KEY
-from tests.remote.processes import Process
+from tests.remote.processes import Process, free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,30 +169,31 @@ def test_ports_at_a_server_that_gives_some(hutch: Tool, image_home: Path, tmp_pa
     """What they are is shown, and there they answer."""
     home = tmp_path / "publishing"
     subprocess.run(["cp", "-a", image_home, home], check=True)
-    options = ("--publish-address", "127.0.0.3", "--publish-ports", "21200-21299", "--max-receive-rate", "5m")
+    first = free_ports(10)
+    options = ("--publish-address", "127.0.0.3", "--publish-ports", f"{first}-{first + 9}", "--max-receive-rate", "5m")
     with Process("-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", KEY, *options) as server:
         there = ("--url", server.url)
         done = hutch(*there, "run", "-d", "-p", "8080:80", "busybox", "true", code=1)
-        assert b"this server gives ports from 21200 to 21299, not 8080" in done.stderr
+        assert f"this server gives ports from {first} to {first + 9}, not 8080" in done.stderr.decode()
         serve = "nc -ll -p 80 -e cat"
-        hutch(*there, "run", "-d", "--name", "web", "-p", "21207:80", "-p", "53/udp", "busybox", "sh", "-c", serve)
+        hutch(*there, "run", "-d", "--name", "web", "-p", f"{first}:80", "-p", "53/udp", "busybox", "sh", "-c", serve)
         lines = hutch.text(*there, "net", "show", "web").splitlines()
-        assert lines[:3] == ["outbound: disabled", "receive rate: 5.0 MiB/s", "port: 127.0.0.3:21207 -> 80"]
-        assert re.fullmatch(r"port: 127\.0\.0\.3:212\d\d -> 53/udp", lines[3])
+        assert lines[:3] == ["outbound: disabled", "receive rate: 5.0 MiB/s", f"port: 127.0.0.3:{first} -> 80"]
+        assert re.fullmatch(r"port: 127\.0\.0\.3:2\d{4} -> 53/udp", lines[3])
         ports = json.loads(hutch.text(*there, "inspect", "web"))[0]["network"]["ports"]
         assert {(port["host_ip"], port["protocol"]) for port in ports} == {("127.0.0.3", "tcp"), ("127.0.0.3", "udp")}
         for _ in range(50):
             with (
                 contextlib.suppress(ConnectionResetError),  # nc does not listen yet
-                socket.create_connection(("127.0.0.3", 21207), timeout=10) as connection,
+                socket.create_connection(("127.0.0.3", first), timeout=10) as connection,
             ):
                 connection.sendall(b"hello")
                 if connection.recv(5) == b"hello":
                     break
         else:
             pytest.fail("nothing came back")
-        done = hutch(*there, "run", "-d", "-p", "21207:80", "busybox", "true", code=1)
-        assert b"tcp port 21207 is taken at this server" in done.stderr
+        done = hutch(*there, "run", "-d", "-p", f"{first}:80", "busybox", "true", code=1)
+        assert f"tcp port {first} is taken at this server" in done.stderr.decode()
         hutch(*there, "rm", "--all", "--force")
 
 

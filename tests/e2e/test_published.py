@@ -15,6 +15,7 @@ from tests.e2e.fleet import KEY, api_process, joined, runner_process, shared_hom
 from tests.net.conftest import IMAGE, image_store, talk
 from tests.net.test_ports import _answers, _serve_echo
 from tests.net.test_udp_ports import _Client
+from tests.remote.processes import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,7 +25,8 @@ pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
 __all__ = ["image_store", "talk"]
 
-FIRST, LAST = 21300, 21399
+FIRST = free_ports(100)
+LAST = FIRST + 99
 RANGE = ("--publish-ports", f"{FIRST}-{LAST}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -22,7 +23,8 @@ from tests.net.test_gateway import _only_gateway
 from tests.net.test_ports import _answers, _serve_echo
 from tests.net.test_udp_ports import _Client
 from tests.remote.conftest import TOKEN, serving, shared_home
-from tests.remote.processes import free_port
+from tests.remote.processes import free_port, free_ports
+from tests.runtime.helpers import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -35,8 +37,8 @@ pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
 __all__ = ["image_store", "talk"]
 
-# Not where the kernel chooses ports for others.
-FIRST, LAST = 21000, 21099
+FIRST = free_ports(100)
+LAST = FIRST + 99
 MOST = 8
 ADDRESS = "127.0.0.2"
 PUBLISHING = ("--publish-address", ADDRESS, "--publish-ports", f"{FIRST}-{LAST}", "--max-published", str(MOST))
@@ -84,6 +86,10 @@ async def _echoes(runtime: RemoteRuntime, *ports: PublishedPort, **fields: Any) 
     return box
 
 
+async def _runs(box: RemoteBox) -> bool:
+    return (await box.info()).state is BoxState.RUNNING
+
+
 @pytest.mark.parametrize("isolation", ["container", "vm"])
 async def test_ports_are_given_where_the_operator_says(runtime: RemoteRuntime, home: Path, isolation: str) -> None:
     """One that is asked for, and ones that are free, for TCP and UDP; they stay when the gateway is killed, and go with
@@ -118,11 +124,22 @@ async def test_ports_are_given_where_the_operator_says(runtime: RemoteRuntime, h
     assert again[0] == ports[0] and await _answers(ports[0]) and await _answers(again[1])
 
 
-async def test_a_port_is_free_when_its_box_has_gone(runtime: RemoteRuntime) -> None:
-    for number in range(5):
-        box = await _echoes(runtime, tcp(FIRST), name=f"in-turn-{number}")
-        assert await _answers((await _ports(box))[0])
-        await box.remove(force=True)
+async def test_a_port_is_free_when_its_box_has_gone(runtime: RemoteRuntime, home: Path) -> None:
+    """Although the gateway learns of both at the same time: that the one has ended, and the other is there."""
+    box = await runtime.create(IMAGE, ports=[tcp(FIRST), tcp(FIRST + 1, protocol="udp")])
+    await box.start()
+    gateway = await _only_gateway(home)
+    for _ in range(5):
+        os.kill(gateway, signal.SIGSTOP)
+        try:
+            await box.remove(force=True)
+            box = await runtime.create(IMAGE, ports=[tcp(FIRST), tcp(FIRST + 1, protocol="udp")])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(box.start)
+                await until(functools.partial(_runs, box))
+                os.kill(gateway, signal.SIGCONT)
+        finally:
+            os.kill(gateway, signal.SIGCONT)
 
 
 async def test_a_port_that_is_taken_is_a_conflict_that_tells_nothing(runtime: RemoteRuntime) -> None:

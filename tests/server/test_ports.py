@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.remote.processes import free_ports
 from tests.server.conftest import IMAGE, make_home
 from tests.server.test_boxlite import SCRIPT
 from tests.server.test_http import check_error
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-FIRST, LAST = 21400, 21409
+FIRST = free_ports(10)
+LAST = FIRST + 9
 ADDRESS = "127.0.0.2"
 MOST = 4
 
