@@ -214,6 +214,21 @@ async def test_nobody_has_more_ports_than_the_operator_gives(runtime: RemoteRunt
     await runtime.create(IMAGE, ports=[tcp()] * (MOST - 2))
 
 
+async def test_nor_do_many_who_race_for_them(runtime: RemoteRuntime) -> None:
+    refused = []
+
+    async def create() -> None:
+        try:
+            await runtime.create(IMAGE, ports=[tcp()])
+        except ResourceExhaustedError as error:
+            refused.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(MOST + 6):
+            tasks.start_soon(create)
+    assert len(refused) == 6 and len(await runtime.list()) == MOST
+
+
 async def test_a_copy_gets_ports_of_its_own(runtime: RemoteRuntime) -> None:
     box = await _echoes(runtime, tcp(FIRST + 3))
     copy = await box.clone()

@@ -88,6 +88,13 @@ def test_a_port_is_published(http: httpx2.Client) -> None:
         socket.create_connection((ADDRESS, started[0]["host_port"]), timeout=5)
 
 
+def test_who_asks_for_ports_alone_gets_no_network(http: httpx2.Client) -> None:
+    made = create(http, network={"published_ports": [{"guest_port": 80}]})
+    assert made.json()["network"]["outbound"] == {"mode": "disabled", "allow_net": []}
+    both = create(http, network={"mode": "enabled", "published_ports": [{"guest_port": 80}]}).json()["network"]
+    assert both["outbound"]["mode"] == "enabled" and len(both["published_ports"]) == 1
+
+
 def test_the_published_client_is_told(http: httpx2.Client, publishing: Served) -> None:
     wish = ports({"guest_port": 8080}, {"guest_port": 53, "protocol": "udp"})
     box = create(http, **wish, cmd=["nc", "-ll", "-p", "8080", "-e", "cat"]).json()["box_id"]

@@ -38,8 +38,7 @@ LOOPBACK = "127.0.0.1"
 _FIRST_PORT = 1024
 NOT_PUBLISHED = (
     "ports: this server publishes no ports of boxes; its operator has to allow that, with --publish-address ('hutch "
-    "serve' or 'hutch serve runner'). "
-    "A tunnel (box.ports, hutch port-forward) needs no such port"
+    "serve' or 'hutch serve runner'). A tunnel (box.ports, hutch port-forward) needs no such port"
 )
 
 

@@ -29,8 +29,6 @@ _LENGTH_BYTES = 2
 # linux/in.h; Python has no name for it.
 _IP_PKTINFO = 8
 _CONTROL_BYTES = 64
-
-
 # What goes with an answer, so that it comes from the address that was asked.
 _Control = tuple[tuple[int, int, bytes], ...]
 

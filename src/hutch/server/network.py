@@ -99,6 +99,8 @@ async def asked(
         elif network.mode == "disabled" or network.allow_net:
             mode = network.mode or "enabled"
             policy = _policy(field, NetworkRule(mode=mode, allow_net=network.allow_net or []))
+        elif network.published_ports and network.mode is None and network.inbound is None:
+            policy = _NONE  # ports were asked for, and nothing else
         elif not secrets and not await service.has_network():
             policy = _NONE  # the box says so
         else:
