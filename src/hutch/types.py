@@ -62,7 +62,8 @@ class Outbound(enum.StrEnum):
 
 class PublishedPort(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A port of a box that is reached at a port of the host. ``host_port`` 0: one that is free, chosen at each start
-    (`BoxInfo.network` says which); ``protocol``: ``tcp`` or ``udp``."""
+    (`BoxInfo.network` says which); ``host_ip``: an address of the host, which behind a server its operator chooses
+    (empty: just that); ``protocol``: ``tcp`` or ``udp``."""
 
     port: int
     host_port: int = 0
@@ -79,6 +80,21 @@ class NetPolicy(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ports: tuple[PublishedPort, ...] = ()
     send_rate: int | None = None
     receive_rate: int | None = None
+
+
+class NetBounds(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the operator of a server gives boxes of the machine's network. The rates: bytes a second that one box may
+    send and receive at most (``None``: as many as the machine can carry). ``publish_address``: the address of the host
+    at which ports are published (empty: none are), ``publish_ports`` the first and the last of the ports that are
+    given there, ``publish_told`` what clients are told instead of the address (empty: the address), and
+    ``max_published`` how many ports all boxes together may have."""
+
+    send_rate: int | None = None
+    receive_rate: int | None = None
+    publish_address: str = ""
+    publish_ports: tuple[int, int] = (20000, 29999)
+    publish_told: str = ""
+    max_published: int = 64
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import socket
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from hutch.cli import options
+from tests.cli.conftest import KEY
+from tests.remote.processes import Process, free_ports
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cli.conftest import Tool
 
 pytestmark = pytest.mark.root
@@ -144,7 +151,10 @@ def test_a_port_is_forwarded_until_a_signal(hutch: Tool, read_line: Any, finish:
 
 @pytest.mark.there
 def test_ports_at_a_server_are_refused_and_nothing_is_made(hutch: Tool) -> None:
-    assert b"cannot be published from afar" in hutch("create", "--name", "no", "-p", "80", "busybox", code=1).stderr
+    assert (
+        b"its operator has to allow that, with --publish-address"
+        in hutch("create", "--name", "no", "-p", "80", "busybox", code=1).stderr
+    )
     assert hutch.text("ls", "-q") == ""
     hutch("create", "--name", "list", "--allow-net", "example.com:443", "busybox")
     assert hutch.text("net", "show", "list").splitlines() == ["outbound: allow-list", "allow: example.com:443"]
@@ -154,12 +164,48 @@ def test_ports_at_a_server_are_refused_and_nothing_is_made(hutch: Tool) -> None:
     assert b"lets no box reach 'host.hutch.internal:22'" in done.stderr
 
 
+@pytest.mark.there
+def test_ports_at_a_server_that_gives_some(hutch: Tool, image_home: Path, tmp_path: Path) -> None:
+    """What they are is shown, and there they answer."""
+    home = tmp_path / "publishing"
+    subprocess.run(["cp", "-a", image_home, home], check=True)
+    first = free_ports(10)
+    options = ("--publish-address", "127.0.0.3", "--publish-ports", f"{first}-{first + 9}", "--max-receive-rate", "5m")
+    with Process("-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", KEY, *options) as server:
+        there = ("--url", server.url)
+        done = hutch(*there, "run", "-d", "-p", "8080:80", "busybox", "true", code=1)
+        assert f"this server gives ports from {first} to {first + 9}, not 8080" in done.stderr.decode()
+        serve = "nc -ll -p 80 -e cat"
+        hutch(*there, "run", "-d", "--name", "web", "-p", f"{first}:80", "-p", "53/udp", "busybox", "sh", "-c", serve)
+        lines = hutch.text(*there, "net", "show", "web").splitlines()
+        assert lines[:3] == ["outbound: disabled", "receive rate: 5.0 MiB/s", f"port: 127.0.0.3:{first} -> 80"]
+        assert re.fullmatch(r"port: 127\.0\.0\.3:2\d{4} -> 53/udp", lines[3])
+        ports = json.loads(hutch.text(*there, "inspect", "web"))[0]["network"]["ports"]
+        assert {(port["host_ip"], port["protocol"]) for port in ports} == {("127.0.0.3", "tcp"), ("127.0.0.3", "udp")}
+        for _ in range(50):
+            with (
+                contextlib.suppress(ConnectionResetError),  # nc does not listen yet
+                socket.create_connection(("127.0.0.3", first), timeout=10) as connection,
+            ):
+                connection.sendall(b"hello")
+                if connection.recv(5) == b"hello":
+                    break
+        else:
+            pytest.fail("nothing came back")
+        done = hutch(*there, "run", "-d", "-p", f"{first}:80", "busybox", "true", code=1)
+        assert f"tcp port {first} is taken at this server" in done.stderr.decode()
+        hutch(*there, "rm", "--all", "--force")
+
+
 @pytest.mark.here
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--network", "disabled", "--allow-net", "a.com"), "--allow-net: has no meaning"),
         (("--allow-net", "a b"), "'a b' is not a rule for a network"),
+        (("--publish-ports", "80"), "'80' is not a range of ports"),
+        (("--publish-ports", "80-90"), "a range lies within 1024-65535"),
+        (("--max-send-rate", "fast"), "is not a size"),
         (("--tunnel-port", "80"), "has no meaning without --tunnel-url"),
         (("--tunnel-url", "ftp://a.com"), "is no URL for tunnels"),
         (("--tunnel-url", "https://a.com:99999"), "--tunnel-url: Port out of range"),

@@ -26,11 +26,11 @@ def api_process(folder: Path) -> Process:
     return Process("-m", "hutch", "serve", "api", "--database", database, "--port", "{port}", env=secrets)
 
 
-def runner_process(api: Process, home: Path, *, public_url: str | None = None) -> Process:
+def runner_process(api: Process, home: Path, *options: str, public_url: str | None = None) -> Process:
     """A runner that joins the API, which reaches it by ``public_url``."""
-    options = ["--join", api.url, "--home", home, "--port", "{port}"]
-    options += ["--public-url", public_url] if public_url else []
-    return Process("-m", "hutch", "serve", "runner", *options, env={"HUTCH_JOIN_TOKEN": JOIN})
+    command = ["--join", api.url, "--home", home, "--port", "{port}", *options]
+    command += ["--public-url", public_url] if public_url else []
+    return Process("-m", "hutch", "serve", "runner", *command, env={"HUTCH_JOIN_TOKEN": JOIN})
 
 
 def shared_home(folder: Path, images: Path) -> Path:

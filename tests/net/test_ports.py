@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hutch.runtime.box import LocalBox
+    from hutch.sdk.base import Box
     from tests.net.world import World
 
 pytestmark = pytest.mark.anyio
 
 
-async def _serve_echo(box: LocalBox, port: int) -> None:
+async def _serve_echo(box: Box, port: int) -> None:
     server = await box.exec("talk", "echo", str(port))
     with anyio.fail_after(10):
         assert await anext(aiter(server.stdout)) == b"listening\n"

@@ -15,8 +15,8 @@ from tests.net.conftest import IMAGE
 from tests.net.world import GOOD
 
 if TYPE_CHECKING:
-    from hutch.runtime.box import LocalBox
     from hutch.runtime.runtime import LocalRuntime
+    from hutch.sdk.base import Box
     from tests.net.world import World
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ _BURST = 1 << 16
 _SECONDS = (_SIZE - _BURST) / _RATE
 
 
-async def _echoed(box: LocalBox, size: int = _SIZE) -> float:
+async def _echoed(box: Box, size: int = _SIZE) -> float:
     """Send bytes to the echo server and take them back; returns the seconds."""
     began = time.perf_counter()
     done = await box.run("sh", "-c", f"head -c {size} /dev/zero | nc {GOOD} 7777 | wc -c", timeout=60)

@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 import pytest
 
 from hutch.types import PublishedPort
@@ -29,7 +30,8 @@ class _Client:
     """A UDP client of a port of the host."""
 
     def __init__(self, port: PublishedPort) -> None:
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        family = socket.AF_INET6 if ":" in port.host_ip else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
         self.socket.connect((port.host_ip, port.host_port))
 
@@ -83,3 +85,21 @@ async def test_clients_of_a_udp_port_are_bounded(runtime: LocalRuntime, world: W
                 tasks.start_soon(client.ask, b"hello")
         processes = (await box.run("sh", "-c", "ls -d /proc/[0-9]* | wc -l")).text
         assert int(processes) < 64 + 10
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "asked"),
+    [("0.0.0.0", ("127.0.0.1", "127.0.0.9")), ("::", ("::1", "::ffff:127.0.0.1", "::ffff:127.0.0.9"))],
+)
+async def test_an_answer_comes_from_the_address_that_was_asked(
+    runtime: LocalRuntime, world: World, everywhere: str, asked: tuple[str, ...]
+) -> None:
+    """Also where the port is at every address of the host."""
+    box = await runtime.create(IMAGE, ports=[PublishedPort(port=8080, protocol="udp", host_ip=everywhere)])
+    await box.start()
+    await _serve_echo(box, 8080)
+    (port,) = (await box.network.get()).ports
+    for address in asked:
+        client = _Client(msgspec.structs.replace(port, host_ip=address))
+        with client.socket:
+            assert await client.ask(address.encode()) == address.encode()

@@ -12,7 +12,7 @@ from tests.remote.processes import Process
 from tests.runtime.conftest import IMAGE, images
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
     from pathlib import Path
 
     from hutch.sdk.remote_box import RemoteBox
@@ -22,19 +22,30 @@ __all__ = ["images"]
 TOKEN = "a-token-for-tests"
 
 
-@pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """A home that shares the images. One for all tests: a server takes long to start, compared to a runtime."""
-    home = tmp_path_factory.mktemp("served") / "home"
+def shared_home(folder: Path, images: Path) -> Path:
+    """A fresh home that shares the images."""
+    home = folder / "home"
     home.mkdir(mode=0o700)
     (home / "images").symlink_to(images)
     return home
 
 
+def serving(home: Path, *options: str, env: Mapping[str, str] | None = None) -> Process:
+    """A server process over a home."""
+    command = ("-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", TOKEN)
+    return Process(*command, *options, env=env)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """A home that shares the images. One for all tests: a server takes long to start, compared to a runtime."""
+    return shared_home(tmp_path_factory.mktemp("served"), images)
+
+
 @pytest.fixture(scope="session")
 def server(home: Path) -> Iterator[Process]:
-    """A server process over the home; who kills it starts it again."""
-    with Process("-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", TOKEN) as process:
+    """A server process over the home; who kills it starts it again. Modules that need another one have their own."""
+    with serving(home) as process:
         yield process
 
 

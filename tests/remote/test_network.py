@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from hutch.sdk.remote import RemoteRuntime
 from tests.leaks import holders, searched
 from tests.net import test_outbound, test_secrets
 from tests.net.conftest import get_tls, image_store, internet, talk, world
 from tests.net.test_secrets import VALUE, _authority
 from tests.net.world import GOOD
-from tests.remote.conftest import TOKEN
-from tests.remote.processes import Process
+from tests.remote.conftest import serving, shared_home
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.net.world import World
+    from tests.remote.processes import Process
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -47,35 +46,20 @@ box = test_secrets.box
 
 
 @pytest.fixture(scope="module")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, image_store: Path, internet: World
-) -> Iterator[tuple[Process, Path]]:
-    """A server in the internet, and its home."""
-    home = tmp_path_factory.mktemp("networked") / "home"
-    home.mkdir(mode=0o700)
-    (home / "images").symlink_to(image_store)
-    command = ["-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", TOKEN]
-    with Process(*command, env={"SSL_CERT_FILE": str(internet.ca)}) as process:
-        yield process, home
-
-
-@pytest.fixture
-def home(served: tuple[Process, Path]) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, image_store: Path) -> Path:
     """The server's home."""
-    return served[1]
+    return shared_home(tmp_path_factory.mktemp("networked"), image_store)
 
 
-@pytest.fixture
-async def runtime(served: tuple[Process, Path], world: World) -> AsyncIterator[RemoteRuntime]:
-    """The server's runtime. Nothing of its boxes is left afterwards."""
-    async with RemoteRuntime(served[0].url, TOKEN) as runtime:
-        yield runtime
-        for info in await runtime.list():
-            await runtime.remove(info.id, force=True)
+@pytest.fixture(scope="module")
+def server(home: Path, internet: World) -> Iterator[Process]:
+    """A server in the internet."""
+    with serving(home, env={"SSL_CERT_FILE": str(internet.ca)}) as process:
+        yield process
 
 
 async def test_the_server_does_not_keep_the_value(
-    box: Any, home: Path, served: tuple[Process, Path], world: World, tmp_path: Path
+    box: Any, home: Path, server: Process, world: World, tmp_path: Path
 ) -> None:
     """Not in any file of the home, and the server's own records are among them; not in its command line and
     environment."""
@@ -84,4 +68,4 @@ async def test_the_server_does_not_keep_the_value(
     )
     assert VALUE in world.requests[-1]  # the control: it was used
     assert home / "server" / "server.db" in searched(home)
-    assert holders(VALUE, home, processes=(served[0].pid,)) == []
+    assert holders(VALUE, home, processes=(server.pid,)) == []

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from hutch.sdk.remote import RemoteRuntime
 from tests.net import test_ports
 from tests.net.conftest import image_store, talk
-from tests.remote.conftest import TOKEN
-from tests.remote.processes import Process
+from tests.remote.conftest import serving, shared_home
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.remote.processes import Process
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -33,19 +33,7 @@ box = test_ports.box
 
 
 @pytest.fixture(scope="module")
-def ported(tmp_path_factory: pytest.TempPathFactory, image_store: Path) -> Iterator[Process]:
+def server(tmp_path_factory: pytest.TempPathFactory, image_store: Path) -> Iterator[Process]:
     """A server whose image has an echo server."""
-    home = tmp_path_factory.mktemp("ported") / "home"
-    home.mkdir(mode=0o700)
-    (home / "images").symlink_to(image_store)
-    with Process("-m", "hutch", "--home", home, "serve", "--port", "{port}", "--api-key", TOKEN) as process:
+    with serving(shared_home(tmp_path_factory.mktemp("ported"), image_store)) as process:
         yield process
-
-
-@pytest.fixture
-async def runtime(ported: Process) -> AsyncIterator[RemoteRuntime]:
-    """The server's runtime. Nothing of its boxes is left afterwards."""
-    async with RemoteRuntime(ported.url, TOKEN) as runtime:
-        yield runtime
-        for info in await runtime.list():
-            await runtime.remove(info.id, force=True)

@@ -423,6 +423,19 @@ async def network(url: str) -> None:
     await runtime.remove(box.id, force=True)
 
 
+async def published_ports(url: str) -> None:
+    """The client cannot ask for ports, but it reads what a box has."""
+    runtime = connect(url)
+    (info,) = await runtime.list_info()
+    box = await runtime.get(info.id)
+    told = [
+        (port.guest_port, port.host_ip, port.protocol, port.host_port > 0)
+        for port in (await box.info()).network.published_ports
+    ]
+    assert told == [(8080, "127.0.0.2", "tcp", True), (53, "127.0.0.2", "udp", True)], told
+    assert (await box.metrics()).network_bytes_sent == 5
+
+
 async def tunnels(url: str) -> None:
     runtime = connect(url)
     box = await runtime.create(BoxOptions(image=IMAGE, network=boxlite.NetworkSpec(mode="disabled")))

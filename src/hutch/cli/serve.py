@@ -13,7 +13,7 @@ from hutch.cli import options, output
 from hutch.cli.network import network_policy
 from hutch.cli.parser import UsageError
 from hutch.errors import ConfigError
-from hutch.types import Outbound
+from hutch.types import NetBounds, Outbound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ async def serve(session: Session, args: Arguments) -> int:
     with _packages():
         from hutch.server.serve import serve_home
     database = Path(args.database).absolute() if args.database else None
-    settings = _settings(args, keys, state=session.folder / "server", database=database)
+    settings = _settings(args, keys, state=session.folder / "server", database=database, bounds=_bounds(args))
     with contextlib.ExitStack() as stack:
         await serve_home(session.folder, settings, args.host, args.port, _starter(session, stack, "Hutch", settings))
     return 0
@@ -59,7 +59,7 @@ async def runner(session: Session, args: Arguments) -> int:
     with _packages():
         from hutch.fleet.serve import serve_runner
         from hutch.server.settings import ServerSettings
-    settings = ServerSettings(state=session.folder / "server", shutdown_seconds=args.shutdown)
+    settings = ServerSettings(state=session.folder / "server", shutdown_seconds=args.shutdown, bounds=_bounds(args))
     with contextlib.ExitStack() as stack:
         await serve_runner(
             session.folder,
@@ -106,12 +106,12 @@ def _token(args: Arguments) -> str:
     return str(token)
 
 
-def _settings(args: Arguments, keys: dict[str, tuple[str, ...]], **places: Path | None) -> ServerSettings:
+def _settings(args: Arguments, keys: dict[str, tuple[str, ...]], **more: Any) -> ServerSettings:
     from hutch.server.settings import ServerSettings
 
     chosen: dict[str, Any] = {"isolations": tuple(args.isolation)} if args.isolation else {}
     return ServerSettings(
-        **places,  # type: ignore[arg-type]  # the state is always among them
+        **more,
         **keys,  # type: ignore[arg-type]
         path_prefix=args.path_prefix or "",
         auto_stop=args.auto_stop,
@@ -133,6 +133,17 @@ def _settings(args: Arguments, keys: dict[str, tuple[str, ...]], **places: Path 
 def _network(args: Arguments) -> NetPolicy:
     """The most that boxes may reach: everybody, unless the options say less."""
     return network_policy(args.network or (None if args.allow_net else Outbound.ENABLED), args.allow_net)
+
+
+def _bounds(args: Arguments) -> NetBounds:
+    """What boxes get of the network of the machine that they are on."""
+    return NetBounds(
+        send_rate=args.max_send_rate or None,
+        receive_rate=args.max_receive_rate or None,
+        publish_address=args.publish_address or "",
+        publish_ports=args.publish_ports,
+        max_published=args.max_published,
+    )
 
 
 def _tunnel_port(args: Arguments) -> int:

@@ -13,6 +13,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _ports(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    if not dash or not first.isdecimal() or not last.isdecimal():
+        raise ValueError(f"{text!r} is not a range of ports; write e.g. 20000-29999")
+    return int(first), int(last)
+
+
 def _seconds(text: str) -> float:
     value = options.duration(text)
     if value > 4_000_000:
@@ -62,6 +69,13 @@ _CLIENTS = (
     Option("--max-transfer", "SIZE", "the largest archive in a request, e.g. 10g", options.disk, default="64g"),
     _SHUTDOWN,
 )
+_MACHINE = (
+    Option("--max-send-rate", "RATE", "bytes a second that a box may send at most, e.g. 10m", options.rate),
+    Option("--max-receive-rate", "RATE", "bytes a second that a box may receive at most", options.rate),
+    Option("--publish-address", "ADDRESS", "where ports of boxes are published (default: none are)"),
+    Option("--publish-ports", "FIRST-LAST", "the ports for that", _ports, default="20000-29999"),
+    Option("--max-published", "N", "published ports of all boxes together, at most", options.count, default="64"),
+)
 _TOKEN = Option("--token", "TOKEN", "what runners join with (default $HUTCH_JOIN_TOKEN, which `ps` does not show)")
 
 SERVER_COMMANDS = (
@@ -75,6 +89,7 @@ SERVER_COMMANDS = (
             *_listen("8100"),
             Option("--database", "FILE", "the server's own records (default HOME/server/server.db)", complete="file"),
             *_CLIENTS,
+            *_MACHINE,
         ),
         ("HUTCH_API_KEY=… hutch serve --host 0.0.0.0",),
         notes="Without a key it listens on this machine only. Boxes go on when the server ends, and are found again. "
@@ -108,6 +123,7 @@ SERVER_COMMANDS = (
             _TOKEN,
             *_listen("8101"),
             Option("--public-url", "URL", "how the API reaches this runner, if not by --host and --port"),
+            *_MACHINE,
             _SHUTDOWN,
         ),
         ("HUTCH_JOIN_TOKEN=… hutch serve runner --join https://hutch.example --host 10.0.0.2",),

@@ -100,7 +100,14 @@ async def report(runtime: LocalRuntime, api: str, join_token: str, url: str) -> 
     try:
         while True:
             running = sum(info.state is BoxState.RUNNING for info in await runtime.list())
-            body = Registration(runner=name, url=url, token=token, running=running, network=nft() is not None)
+            body = Registration(
+                runner=name,
+                url=url,
+                token=token,
+                running=running,
+                network=nft() is not None,
+                publishes=bool(runtime.bounds and runtime.bounds.publish_address),
+            )
             try:
                 await http.call("POST", REGISTER, object, body)
                 pause, warned = BEAT_SECONDS, False

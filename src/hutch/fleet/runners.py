@@ -37,6 +37,7 @@ class Runner(RemoteRuntime):
         self.seen = float("-inf")
         self.running = 0
         self.network = False
+        self.publishes = False
         self.done = anyio.Event()
         self._registry = registry
 
@@ -95,6 +96,7 @@ class Runners:
             runner.seen = anyio.current_time()
             runner.running = body.running
             runner.network = body.network
+            runner.publishes = body.publishes
 
     def get(self, runner: str) -> Runner:
         """The connection to a runner, whether it is alive or not. Raises `UpstreamUnavailableError`."""

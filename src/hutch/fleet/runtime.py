@@ -16,11 +16,13 @@ from hutch.errors import (
     InvalidArgumentError,
     NotFoundError,
     RuntimeClosedError,
+    UnsupportedError,
     UpstreamUnavailableError,
 )
 from hutch.fleet.library import FleetImages, FleetVolumes
 from hutch.fleet.registry import Place, Registry
 from hutch.fleet.runners import Runner, Runners
+from hutch.runtime.bounds import NOT_PUBLISHED
 from hutch.runtime.checks import check_name
 from hutch.runtime.spec import build_spec, check_spec
 from hutch.sdk.remote_http import ConnectionFailed
@@ -207,9 +209,12 @@ class FleetRuntime:
                 homes.add(volumes[mount.volume])
         if len(homes) > 1:
             raise InvalidArgumentError("the volumes of the box are on several runners; a box has room for one runner's")
-        for runner in self.runners.alive():
-            if not homes or runner.id in homes:
+        there = [runner for runner in self.runners.alive() if not homes or runner.id in homes]
+        for runner in there:
+            if runner.publishes or not spec.network.ports:
                 return runner
+        if there:
+            raise UnsupportedError(NOT_PUBLISHED)
         raise EngineError(f"the runner that holds the volumes of the box is away: {', '.join(homes)}")
 
     async def _check_name(self, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import signal
 import time
 from pathlib import Path
@@ -95,6 +96,13 @@ class Process(msgspec.Struct, frozen=True):
             return await ended(fd, timeout)
         finally:
             os.close(fd)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether the process of a pidfd has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def ended(pidfd: int, timeout: float) -> bool:

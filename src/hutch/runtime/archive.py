@@ -171,6 +171,7 @@ def _portable(record: BoxRecord) -> BoxRecord:
         image_digest="",
         unenforced=(),
         published=(),
+        bounds=None,
         sealed=b"",
     )
 

@@ -17,6 +17,7 @@ from hutch.errors import AlreadyExistsError, HutchError, InvalidStateError, Stor
 from hutch.host.files import locked
 from hutch.host.proc import Process
 from hutch.runtime import archive
+from hutch.runtime.bounds import with_free_ports
 from hutch.runtime.checks import check_path
 from hutch.runtime.home import new_id
 from hutch.runtime.records import title
@@ -43,13 +44,18 @@ class Copies:
         """Make a new, stopped box with a copy of a box's disk and configuration."""
         self._runtime.check_open()
         self._check_new_name(name)
+        bounds = self._runtime.bounds
         async with self._runtime.disks.using(), self._records.holding_still(box_id) as (record, running):
             disks = await self._runtime.disks.capture(record, running=running)
             now = time.time()
             copy = msgspec.structs.replace(
                 _unstarted(record, now),
                 id=new_id(),
-                spec=msgspec.structs.replace(record.spec, name=name),
+                spec=msgspec.structs.replace(
+                    record.spec,
+                    name=name,
+                    network=with_free_ports(bounds, record.spec.network) if bounds else record.spec.network,
+                ),
                 disks=disks,
             )
             self._runtime.add(copy)
@@ -75,7 +81,9 @@ class Copies:
                 copy = msgspec.structs.replace(
                     _unstarted(record, time.time()),
                     id=child,
-                    spec=msgspec.structs.replace(record.spec, name=name, network=_with_free_ports(record.spec.network)),
+                    spec=msgspec.structs.replace(
+                        record.spec, name=name, network=with_free_ports(self._runtime.bounds, record.spec.network)
+                    ),
                     disks=disks,
                 )
                 self._runtime.add(copy)
@@ -120,6 +128,7 @@ class Copies:
                 isolation=await self._engines.choose(spec),
                 image_digest="",
                 disks=disks,
+                bounds=None,
             )
             self._runtime.add(record)
         return self._runtime.handle(record)
@@ -136,7 +145,9 @@ class Copies:
         """Only a kernel reads a VM's disk, and only that of a VM reads one that a box may have forged: a box on the
         same disk, without the main command, gives its files, as one layer."""
         name = f"export-{new_id()}"
-        spec = msgspec.structs.replace(record.spec, name=name, command=None, auto_remove=True, detach=False)
+        spec = msgspec.structs.replace(
+            record.spec, name=name, command=None, network=NetPolicy(), auto_remove=True, detach=False
+        )
         reader = msgspec.structs.replace(
             _unstarted(msgspec.structs.replace(record, command=None), time.time()),
             id=new_id(),
@@ -184,12 +195,6 @@ def _unstarted(record: BoxRecord, now: float) -> BoxRecord:
         reset_upper=False,
         owner=Process.of(os.getpid()),
     )
-
-
-def _with_free_ports(network: NetPolicy) -> NetPolicy:
-    """The same network for a second box that runs at the same time: the ports of the host are taken."""
-    ports = tuple(msgspec.structs.replace(port, host_port=0) for port in network.ports)
-    return msgspec.structs.replace(network, ports=ports)
 
 
 def _ignore(data: bytes) -> None:

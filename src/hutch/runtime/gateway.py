@@ -28,15 +28,16 @@ from hutch.core.policy import Policy
 from hutch.core.secrets import host_rules
 from hutch.errors import HutchError, InternalError, NetworkError
 from hutch.host import netns, unixsocket
-from hutch.host.proc import poll_until
+from hutch.host.proc import has_ended, poll_until
 from hutch.net.door import Door
 from hutch.net.intercept import Interceptor
 from hutch.net.journal import Journal
 from hutch.net.meter import Meter
 from hutch.net.resolver import Resolver, host_sources
+from hutch.runtime.bounds import network_of, open_ports
 from hutch.runtime.datagrams import serve_datagrams
 from hutch.runtime.gatekeeper import REQUEST_BYTES, SOCKET, Reply, Request, is_served, listens
-from hutch.runtime.ports import listen_at, serve_port
+from hutch.runtime.ports import serve_port
 from hutch.runtime.records import ALIVE
 from hutch.runtime.runtime import LocalRuntime
 from hutch.types import Outbound, PublishedPort
@@ -162,8 +163,9 @@ class Gateway:
                 return
             if served is None:
                 served = await self._take(record, pid)
-            served.meter.outward.limit(record.spec.network.send_rate)
-            served.meter.inward.limit(record.spec.network.receive_rate)
+            network = network_of(record)
+            served.meter.outward.limit(network.send_rate)
+            served.meter.inward.limit(network.receive_rate)
             policy = _policy(record.spec)
             if served.door is not None:
                 served.door.admit(policy)
@@ -188,23 +190,23 @@ class Gateway:
         if pidfd is None:
             raise NetworkError(f"box {record.spec.name or record.id} has ended")
         served = _Served(pid, pidfd)
-        listeners: list[socket.socket] = []
         try:
-            # What was chosen at the box's start stays, although the gateway be another one.
-            chosen = record.published or record.spec.network.ports
-            listeners.extend(listen_at(wanted.host_ip, wanted.host_port, wanted.protocol) for wanted in chosen)
+            opened = await self._open_ports(record)
         except BaseException:
             os.close(pidfd)
-            for listener in listeners:
-                listener.close()
             raise
-        served.ports = tuple(
-            msgspec.structs.replace(wanted, host_port=listener.getsockname()[1])
-            for wanted, listener in zip(record.spec.network.ports, listeners, strict=True)
-        )
+        served.ports = tuple(port for port, _ in opened)
         self._served[record.id] = served
-        await self._tasks.start(self._serve, record.id, served, listeners)
+        await self._tasks.start(self._serve, record.id, served, [listener for _, listener in opened])
         return served
+
+    async def _open_ports(self, record: BoxRecord) -> list[tuple[PublishedPort, socket.socket]]:
+        if not record.spec.network.ports:
+            return []
+        for other in list(self._served.values()):  # a box that has ended has no ports any more
+            if not other.ended.is_set() and has_ended(other.pidfd):
+                await self._dismiss(other)
+        return open_ports(record, self._runtime.store.list_boxes())
 
     async def _serve(
         self,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hutch.runtime.home import Home
     from hutch.runtime.records import Records
     from hutch.state import BoxRecord, Store
-    from hutch.types import BoxSpec
+    from hutch.types import BoxSpec, NetBounds
 
 MAIN = "main"
 """The execution id of a box's main command."""
@@ -71,6 +71,8 @@ class Lives:
         self._disks = disks
         self._gatekeeper = gatekeeper
         self.prepare: Callable[[BoxRecord], Awaitable[None]] = _nothing
+        # What boxes that are started get of the network at most; without it they keep what they had.
+        self.bounds: NetBounds | None = None
         # Waits for the end of a box.
         self._parked: set[anyio.CancelScope] = set()
 
@@ -238,6 +240,7 @@ class Lives:
                 reason=None,
                 unenforced=started.unenforced,
                 published=(),
+                bounds=self.bounds or record.bounds,
             )
             self._records.started.add(record.id)
             if what.saved is not None:  # its programs stand still until they have their network, whoever may die here

@@ -19,6 +19,7 @@ from hutch.core.lifecycle import Event
 from hutch.errors import DatabaseError, InvalidStateError
 from hutch.host.files import locked
 from hutch.runtime import logs
+from hutch.runtime.bounds import network_of
 from hutch.types import BoxInfo, BoxState
 
 if TYPE_CHECKING:
@@ -193,9 +194,7 @@ def describe(record: BoxRecord) -> BoxInfo:
         limits=spec.limits,
         unenforced=record.unenforced,
         mounts=spec.mounts,
-        network=msgspec.structs.replace(spec.network, ports=record.published or spec.network.ports)
-        if record.state in ALIVE
-        else spec.network,
+        network=network_of(record),
         secrets=spec.secrets,
         auto_remove=spec.auto_remove,
         auto_resume=spec.auto_resume,

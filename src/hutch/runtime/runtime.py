@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from hutch.core import ids
 from hutch.errors import (
@@ -24,6 +25,7 @@ from hutch.errors import (
 from hutch.host.netns import nft
 from hutch.host.proc import Process
 from hutch.image import ImageStore, RegistryConfig
+from hutch.runtime.bounds import bounded, reserve
 from hutch.runtime.box import LocalBox
 from hutch.runtime.channels import Channels
 from hutch.runtime.checks import check_callable, check_name, quoted
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
     from hutch.engine.base import Engine
-    from hutch.types import BoxInfo, ImageInfo, Mount, Outbound, Progress, PublishedPort, Secret
+    from hutch.types import BoxInfo, ImageInfo, Mount, NetBounds, Outbound, Progress, PublishedPort, Secret
 
 log = logging.getLogger("hutch.runtime")
 
@@ -62,9 +64,16 @@ class LocalRuntime:
     """See the module. Use it as an async context manager. Implements `hutch.sdk.base.Runtime`."""
 
     def __init__(
-        self, home: Path | str | None = None, *, engine: Engine | None = None, is_gateway: bool = False
+        self,
+        home: Path | str | None = None,
+        *,
+        engine: Engine | None = None,
+        is_gateway: bool = False,
+        bounds: NetBounds | None = None,
     ) -> None:
-        """``is_gateway``: this is the process that serves the network of the home's boxes."""
+        """``is_gateway``: this is the process that serves the network of the home's boxes. ``bounds``: what those for
+        whom this process works may have of the network."""
+        self.bounds = bounds
         self._given_home = home
         self._given_engine = engine
         self.is_gateway = is_gateway
@@ -96,6 +105,7 @@ class LocalRuntime:
         )
         self.vault = Vault(self.home.root)
         self.lives.prepare = self._trust_gateway
+        self.lives.bounds = self.bounds
         self.images = LocalImages(self)
         self.volumes = LocalVolumes(self)
         self.copies = Copies(self)
@@ -200,6 +210,7 @@ class LocalRuntime:
                 platform=platform,
             )
         check_spec(spec)
+        spec = bounded(self.bounds, spec)
         check_callable("progress", progress)
         if box_id is not None and (made := self._made(ids.check_id(box_id), spec)) is not None:
             return made
@@ -281,6 +292,9 @@ class LocalRuntime:
 
     def add(self, record: BoxRecord) -> None:
         """Record a new box as one that this runtime made."""
+        if self.bounds is not None:
+            reserve(self.bounds, record.spec.network, self.store.list_boxes())
+            record = msgspec.structs.replace(record, bounds=self.bounds)
         self.store.add_box(record)
         self._own.add(record.id)
 

@@ -230,7 +230,8 @@ def check_network(network: NetPolicy) -> None:
         if published.protocol not in ("tcp", "udp"):
             raise InvalidArgumentError(f"{quoted(published.protocol)} is not the protocol of a port: tcp or udp")
         try:
-            ipaddress.ip_address(published.host_ip)
+            if published.host_ip:
+                ipaddress.ip_address(published.host_ip)
         except ValueError:
             raise InvalidArgumentError(f"{quoted(published.host_ip)} is not an address of the host") from None
 

@@ -500,7 +500,8 @@ class Runtime(Protocol):
         when absent.
 
         ``network``: ``"disabled"``, ``"enabled"``, or the rules of an allow-list such as ``["api.example.com"]``.
-        ``ports``: TCP ports of the box that are published on the host's loopback. ``secrets``: values that the box
+        ``ports``: TCP ports of the box that are published on the host's loopback (behind a server: where its operator
+        lets them be). ``secrets``: values that the box
         uses without having them; their hosts may be reached. ``box_id``: an id of the caller's choice, 12 letters and
         digits at random; the same id twice makes one box, so that a creation whose outcome is not known may be
         repeated. Raises `AlreadyExistsError` when a box with this id was made otherwise.

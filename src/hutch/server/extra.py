@@ -180,8 +180,6 @@ class _Extra:
         body = wire.loads(call.body, wire.CreateBody)
         if any(mount.source for mount in body.spec.mounts):
             raise UnsupportedError("a folder of the host cannot be mounted from afar; use a volume, or copy the files")
-        if body.spec.network.ports:
-            raise UnsupportedError("a port of the host cannot be published from afar")
         # A box must outlive this process; when it ends with its client, its client ends it.
         spec = msgspec.structs.replace(self._rules.admit(body.spec), detach=True)
         return await self._made(

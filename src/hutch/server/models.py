@@ -38,6 +38,14 @@ class NetworkRule(Request):
     allow_net: AllowNet = []
 
 
+class PortRequest(Request):
+    """A port of the box that is to be reached at one of the server's machine."""
+
+    guest_port: int = Field(ge=1, le=65535)
+    host_port: int = Field(default=0, ge=0, le=65535, description="0: one that is free, chosen at each start")
+    protocol: Literal["tcp", "udp"] = "tcp"
+
+
 class NetworkRequest(Request):
     """The network of a box, by direction; ``mode`` and ``allow_net`` alone are the older form, for outbound. In that,
     ``enabled`` without a list is what clients send that have no wish: they get what the server has for such."""
@@ -48,6 +56,7 @@ class NetworkRequest(Request):
     inbound: NetworkRule | None = Field(
         default=None, description="`enabled`: the tunnels of the box are for all who know their URI"
     )
+    published_ports: list[PortRequest] = Field(default=[], max_length=1024)
 
 
 class SecretRequest(Request):
@@ -221,6 +230,8 @@ class NetworkView(BaseModel):
     outbound: NetworkState
     inbound: NetworkState
     published_ports: list[PortView] = []
+    send_rate: int | None = Field(description="bytes a second that it may send at most; null: no limit")
+    receive_rate: int | None = Field(description="bytes a second that it may receive at most; null: no limit")
 
 
 class TunnelGranted(BaseModel):

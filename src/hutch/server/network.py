@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from hutch.core.policy import parse_rule
@@ -13,7 +14,7 @@ from hutch.server.http import ERRORS, Segment, ServiceDep
 from hutch.server.models import NetworkRule, TunnelGranted, TunnelList, TunnelView
 from hutch.server.rules import check_network
 from hutch.server.tunnels import Place
-from hutch.types import BoxState, NetPolicy, Outbound, Secret
+from hutch.types import BoxState, NetPolicy, Outbound, PublishedPort, Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -98,12 +99,14 @@ async def asked(
         elif network.mode == "disabled" or network.allow_net:
             mode = network.mode or "enabled"
             policy = _policy(field, NetworkRule(mode=mode, allow_net=network.allow_net or []))
+        elif network.published_ports and network.mode is None and network.inbound is None:
+            policy = _NONE  # ports were asked for, and nothing else
         elif not secrets and not await service.has_network():
             policy = _NONE  # the box says so
         else:
             policy = _without_a_wish(service)
     await _check(service, field, policy, secrets)
-    return policy, secrets
+    return msgspec.structs.replace(policy, ports=_ports(network)), secrets
 
 
 def is_open(network: NetworkRequest | None) -> bool:
@@ -114,6 +117,14 @@ def is_open(network: NetworkRequest | None) -> bool:
 def placeholders(secrets: Iterable[Secret]) -> dict[str, str]:
     """The variables in which older clients have placeholders, beside those of the secrets' own names."""
     return {f"BOXLITE_SECRET_{secret.name}": secret.placeholder for secret in secrets}
+
+
+def _ports(network: NetworkRequest | None) -> tuple[PublishedPort, ...]:
+    """Published ports; the operator says at which address."""
+    return tuple(
+        PublishedPort(port=port.guest_port, host_port=port.host_port, host_ip="", protocol=port.protocol)
+        for port in (network.published_ports if network is not None else ())
+    )
 
 
 def _without_a_wish(service: Service) -> NetPolicy:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from hutch.errors import ConfigError
+from hutch.errors import ConfigError, NetworkError
+from hutch.runtime.ports import listen_at
 from hutch.runtime.runtime import LocalRuntime
 from hutch.server.app import make_app
 from hutch.server.wire import BoundedHttp, Limits, ReceiptedWebSocket
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from hutch.server.settings import ServerSettings
+    from hutch.types import NetBounds
 
     # Told when the server listens: what stops it, and its URL.
     Started = Callable[["Server", str], object]
@@ -47,8 +49,29 @@ class Server(uvicorn.Server):
 async def serve_home(home: Path, settings: ServerSettings, host: str, port: int, started: Started) -> None:
     """Serve the boxes of a home until the server is stopped. Raises `ConfigError` when the address cannot be used."""
     with listen(host, port) as listener:
-        async with LocalRuntime(home) as runtime:
+        async with LocalRuntime(home, bounds=bounds_beside(settings, listener)) as runtime:
             await run(make_app(runtime, settings), settings, listener, started)
+
+
+def bounds_beside(settings: ServerSettings, listener: socket.socket) -> NetBounds:
+    """What boxes may have of the network beside the server itself. Raises `ConfigError` when its own ports are among
+    those for boxes (one of them could have such a port while the server is away), or their address is not here."""
+    bounds = settings.bounds
+    if bounds.publish_address:
+        first, last = bounds.publish_ports
+        for port in (listener.getsockname()[1], settings.tunnel_port):
+            if first <= port <= last:
+                raise ConfigError(
+                    f"the ports {first}-{last} cannot be given to boxes: port {port} is the server's own; choose "
+                    "another range with --publish-ports"
+                )
+        try:
+            listen_at(bounds.publish_address, 0).close()
+        except NetworkError as error:
+            raise ConfigError(
+                f"--publish-address {bounds.publish_address}: ports of boxes cannot be published there: {error}"
+            ) from None
+    return bounds
 
 
 async def run(app: ASGIApp, settings: ServerSettings, listener: socket.socket, started: Started) -> None:

@@ -10,7 +10,8 @@ import msgspec
 
 from hutch.core.policy import Policy
 from hutch.errors import ConfigError, InvalidArgumentError
-from hutch.types import NetPolicy, Outbound
+from hutch.runtime.bounds import check_bounds
+from hutch.types import NetBounds, NetPolicy, Outbound
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,8 +26,9 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``network`` is the most that boxes of clients may reach: with an allow-list no rule may go beyond it, else its rules
     are what clients may name of the machine itself. ``network_by_default``: whether those that express no wish get
-    that. ``tunnel_url`` is the URL below whose host each tunnel has a name of its own; they are served at
-    ``tunnel_host`` and ``tunnel_port``. Without it each has a port.
+    that. ``bounds`` is what boxes get of the network of the machine that they are on. ``tunnel_url`` is the URL below
+    whose host each tunnel has a name of its own; they are served at ``tunnel_host`` and ``tunnel_port``. Without it
+    each has a port.
     """
 
     state: Path
@@ -39,6 +41,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     isolations: tuple[str, ...] = ("auto", "container", "vm")
     network: NetPolicy = NetPolicy(outbound=Outbound.ENABLED)
     network_by_default: bool = True
+    bounds: NetBounds = NetBounds()
     tunnel_url: str = ""
     tunnel_host: str = "127.0.0.1"
     tunnel_port: int = 0
@@ -75,6 +78,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("no kind of isolation is left for clients to choose")
         try:
             Policy(self.network.outbound, self.network.allow)
+            check_bounds(self.bounds)
         except InvalidArgumentError as error:
             raise ConfigError(f"the network of boxes: {error}") from None
         if self.tunnel_url and not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?", self.tunnel_url):

@@ -25,10 +25,11 @@ from hutch.types import Outbound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Literal
 
     from hutch.server.aliases import AliasChange
     from hutch.server.service import Service
-    from hutch.types import BoxInfo, ImageInfo, LoginInfo, NetPolicy, SnapshotInfo, VolumeInfo
+    from hutch.types import BoxInfo, ImageInfo, LoginInfo, NetPolicy, PublishedPort, SnapshotInfo, VolumeInfo
 
 
 # The end of the year 9999.
@@ -84,10 +85,16 @@ def network(policy: NetPolicy, *, is_open: bool) -> NetworkView:
         outbound=NetworkState(mode="enabled" if reaches else "disabled", allow_net=list(listed)),
         inbound=NetworkState(mode="enabled" if is_open else "disabled"),
         published_ports=[
-            PortView(guest_port=port.port, host_ip=port.host_ip, host_port=port.host_port, protocol="tcp")
+            PortView(guest_port=port.port, host_ip=port.host_ip, host_port=port.host_port, protocol=_protocol(port))
             for port in policy.ports
         ],
+        send_rate=policy.send_rate,
+        receive_rate=policy.receive_rate,
     )
+
+
+def _protocol(port: PublishedPort) -> Literal["tcp", "udp"]:
+    return "udp" if port.protocol == "udp" else "tcp"
 
 
 def snapshot(info: SnapshotInfo) -> SnapshotView:

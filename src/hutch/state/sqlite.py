@@ -15,7 +15,7 @@ import msgspec
 
 from hutch.errors import AlreadyExistsError, DatabaseError, MetadataError, NotFoundError, RuntimeClosedError
 from hutch.host.proc import Process
-from hutch.types import BoxSpec, BoxState, PublishedPort
+from hutch.types import BoxSpec, BoxState, NetBounds, PublishedPort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +47,9 @@ class BoxRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     ``command`` is the resolved main command (``None``: none). ``disks`` are the frozen layers of its own, topmost
     first. ``reset_upper`` says that its writable layer is to be emptied before the next use (a restore that may have
-    been interrupted). ``published`` are the published ports of a running box, as they were chosen. ``sealed``
-    are the values of its secrets, encrypted. ``owner`` is the process whose runtime made it.
+    been interrupted). ``published`` are the published ports of a running box, as they were chosen; ``bounds``
+    is what the operator of a server gave it when it was made, started or changed last. ``sealed`` are the values of
+    its secrets, encrypted. ``owner`` is the process whose runtime made it.
     """
 
     id: str
@@ -73,6 +74,7 @@ class BoxRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str | None = None
     unenforced: tuple[str, ...] = ()
     published: tuple[PublishedPort, ...] = ()
+    bounds: NetBounds | None = None
     sealed: bytes = b""
 
 
