@@ -37,7 +37,7 @@ CLONE_NEWNET = 0x40000000
 HOST = "198.51.100.1"
 GOOD, OTHER, NAMES = "198.51.100.10", "198.51.100.20", "198.51.100.53"
 PRIVATE, METADATA = "10.9.0.5", "169.254.169.254"
-GOOD6 = "2001:db8:1::10"
+HOST6, GOOD6 = "2001:db8:1::1", "2001:db8:1::10"
 NOWHERE = "198.51.100.99"
 ADDRESSES = {
     "good.test": [GOOD],
@@ -266,7 +266,7 @@ def made(place: Path) -> Iterator[World]:
         _ip("link", "set", "lo", "up")
         _ip("link", "add", "near", "type", "veth", "peer", "name", "far", "netns", str(holder.pid))
         _ip("addr", "add", f"{HOST}/24", "dev", "near")
-        _ip("-6", "addr", "add", "2001:db8:1::1/64", "dev", "near", "nodad")
+        _ip("-6", "addr", "add", f"{HOST6}/64", "dev", "near", "nodad")
         _ip("link", "set", "near", "up")
         for command in (
             *(["link", "set", name, "up"] for name in ("lo", "far")),
