@@ -37,13 +37,22 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def image_store(tmp_path_factory: pytest.TempPathFactory, talk: Path) -> Path:
+def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of probes.c."""
+    program = tmp_path_factory.mktemp("probes") / "probes"
+    subprocess.run(["gcc", "-static", "-O1", "-o", program, Path(__file__).with_name("probes.c")], check=True)
+    return program
+
+
+@pytest.fixture(scope="session")
+def image_store(tmp_path_factory: pytest.TempPathFactory, talk: Path, probes: Path) -> Path:
     """An image store that holds the test image."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     home = tmp_path_factory.mktemp("seed") / "home"
     tree = rootfs.build(tmp_path_factory.mktemp("image") / "rootfs")
-    shutil.copy(talk, tree / "bin/talk")
+    for program in (talk, probes):
+        shutil.copy(program, tree / "bin")
 
     async def load() -> None:
         async with LocalRuntime(home) as runtime:

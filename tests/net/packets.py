@@ -18,6 +18,8 @@ MORE_FRAGMENTS = 0x2000
 _EVERY_PROTOCOL, _IPV4, _IPV6 = 0x0003, 0x0800, 0x86DD
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING, _SO_RCVBUFFORCE = 263, 6, 4, 33
 _ROOM = 16 << 20
+_ECHO_REQUEST, _ECHO_REQUEST6 = 8, 128
+_SYN, _SYN_OR_ACK = 0x02, 0x12
 _NEIGHBOURS = range(130, 144)
 """The kernels' own messages about routers and neighbours."""
 
@@ -56,8 +58,8 @@ def syn(source: str, target: str, port: int) -> bytes:
 def echo_request(source: str, target: str) -> bytes:
     """Return what ping(8) sends, to be put into a packet."""
     if ":" in source:
-        return _summed(source, target, ICMP6, struct.pack(">BBHHH", 128, 0, 0, 7, 1) + b"hello", 2)
-    body = struct.pack(">BBHHH", 8, 0, 0, 7, 1) + b"hello"
+        return _summed(source, target, ICMP6, struct.pack(">BBHHH", _ECHO_REQUEST6, 0, 0, 7, 1) + b"hello", 2)
+    body = struct.pack(">BBHHH", _ECHO_REQUEST, 0, 0, 7, 1) + b"hello"
     return body[:2] + struct.pack(">H", checksum(body)) + body[4:]
 
 
@@ -84,12 +86,14 @@ def _packed(address: str) -> bytes:
 
 
 class Packet(NamedTuple):
-    """What is known of one packet. ``port``: of its target; 0 where there is none."""
+    """What is known of one packet. ``port``: of its target; of ICMP the type; 0 where there is none. ``goes_on``: it
+    belongs to a connection that is there, or tells what became of another packet."""
 
     source: str
     target: str
     protocol: int
     port: int
+    goes_on: bool
 
 
 class Tap:
@@ -131,5 +135,9 @@ def _read(data: bytes) -> Packet:
         source, target, protocol, body = data[12:16], data[16:20], data[9], data[(data[0] & 15) * 4 :]
         if int.from_bytes(data[6:8], "big") & 0x1FFF:
             body = b""  # a fragment that is not the first
-    port = int.from_bytes(body[2:4], "big") if protocol in (TCP, UDP) else 0
-    return Packet(str(ipaddress.ip_address(source)), str(ipaddress.ip_address(target)), protocol, port)
+    port = body[0] if protocol in (ICMP, ICMP6) and body else 0
+    goes_on = protocol in (ICMP, ICMP6) and port not in (_ECHO_REQUEST, _ECHO_REQUEST6)
+    if protocol in (TCP, UDP):
+        port = int.from_bytes(body[2:4], "big")
+        goes_on = protocol == TCP and len(body) > 13 and body[13] & _SYN_OR_ACK != _SYN
+    return Packet(str(ipaddress.ip_address(source)), str(ipaddress.ip_address(target)), protocol, port, goes_on)

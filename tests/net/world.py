@@ -104,19 +104,7 @@ class World:
     def serve(self, address: str, port: int, handle: Callable[[socket.socket], None]) -> socket.socket:
         """Handle each connection to an address of the world in a thread."""
         listener = self.open(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, address, port)
-
-        def one(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                connection.settimeout(30)
-                handle(connection)
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    threading.Thread(target=one, args=(connection,), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
+        serve(listener, handle)
         return listener
 
     def http(self, connection: socket.socket) -> None:
@@ -292,6 +280,23 @@ def made(place: Path) -> Iterator[World]:
         holder.stdin.close()
         holder.wait(10)
         holder.stdout.close()
+
+
+def serve(listener: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+    """Handle each connection to a listening socket in a thread, until it is shut down."""
+
+    def one(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(30)
+            handle(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
 
 
 def _ip(*words: str, inside: list[str] | None = None) -> None:
