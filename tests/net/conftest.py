@@ -94,6 +94,7 @@ ON_VMS_TOO = {
     "test_half_closed_connections_go_on",
     "test_long_answers_are_cut_and_come_whole_by_a_stream",
     "test_many_tunnels_at_once",
+    "test_names_carry_little_out",
     "test_only_the_peer_asked_can_answer",
     "test_published_udp_ports",
     "test_refusals_are_answers",

@@ -2,7 +2,8 @@
  * `talk chat ADDRESS PORT` does so with everything that it reads, and prints all answers; `talk flood ADDRESS COUNT` sends a datagram
  * to so many ports, from as many; `talk echo PORT` serves echo over TCP and UDP; `talk raw SOURCE ADDRESS PORT` sends a datagram with a
  * source of its choice through a raw socket, and `talk pieces …` in two fragments; `talk frames INTERFACE`
- * sends frames of Ethernet from standard input, where each has its length in front (two bytes, the high one first). Exit status 1: refused. */
+ * sends frames of Ethernet from standard input, where each has its length in front (two bytes, the high one first), and
+ * `talk datagrams ADDRESS PORT` does so with datagrams. Exit status 1: refused. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
@@ -142,22 +143,34 @@ static void echo_datagrams(struct sockaddr_in address)
     }
 }
 
+/* Send what is on standard input, piece by piece. */
+static int send_pieces(int fd, const struct sockaddr *target, socklen_t size)
+{
+    unsigned char length[2];
+    char bytes[65536];
+
+    while (fread(length, sizeof length, 1, stdin) == 1) {
+        size_t count = fread(bytes, 1, (size_t)(length[0] << 8 | length[1]), stdin);
+
+        if (sendto(fd, bytes, count, 0, target, size) < 0)
+            return refused("sendto");
+    }
+    return 0;
+}
+
 static int frames(const char *interface)
 {
     struct sockaddr_ll link = {.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(interface)};
     int fd = socket(AF_PACKET, SOCK_RAW, 0);
-    unsigned char length[2];
-    char bytes[65536];
 
-    if (fd < 0)
-        return refused("a packet socket");
-    while (fread(length, sizeof length, 1, stdin) == 1) {
-        size_t size = fread(bytes, 1, (size_t)(length[0] << 8 | length[1]), stdin);
+    return fd < 0 ? refused("a packet socket") : send_pieces(fd, (struct sockaddr *)&link, sizeof link);
+}
 
-        if (sendto(fd, bytes, size, 0, (struct sockaddr *)&link, sizeof link) < 0)
-            return refused("sendto");
-    }
-    return 0;
+static int datagrams(const char *address, const char *port)
+{
+    int fd = connected(address, port);
+
+    return fd < 0 ? refused("connect") : send_pieces(fd, NULL, 0);
 }
 
 /* Echo to every connection, each in a process of its own, until it ends. */
@@ -205,6 +218,8 @@ int main(int argc, char **argv)
         return echo(argv[2]);
     if (argc == 3 && !strcmp(argv[1], "frames"))
         return frames(argv[2]);
+    if (argc == 4 && !strcmp(argv[1], "datagrams"))
+        return datagrams(argv[2], argv[3]);
     if (argc == 5 && !strcmp(argv[1], "pieces"))
         return raw(argv[2], argv[3], argv[4], 1);
     return argc == 5 && !strcmp(argv[1], "raw") ? raw(argv[2], argv[3], argv[4], 0) : 2;
