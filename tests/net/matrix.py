@@ -44,8 +44,7 @@ class Place(NamedTuple):
     own: str = "192.0.2.2"
 
 
-CONTAINER = Place()
-VM = Place(interface="eth0", peer="525500000001", own="192.0.2.130")
+PLACES = {"container": Place(), "vm": Place(interface="eth0", peer="525500000001", own="192.0.2.130")}
 OUTSIDE = Place(loopback="127.0.0.1", names=NAMES, interface="near", peer="ffffffffffff", own=HOST)
 
 
@@ -169,21 +168,21 @@ async def lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
             yield line.decode()
 
 
-async def serve(home: Path, programs: Path) -> None:
-    """Make a box, and for each line of standard input (a policy, what the probes depend on, and what is awaited of
-    them) print which were admitted."""
+async def serve(home: Path, program: Path, isolation: str) -> None:
+    """Make a box with ``program`` (that of probes.c), and for each line of standard input (a policy, what the probes
+    depend on, and what is awaited of them) print which were admitted."""
     os.environ["HUTCH_DNS"] = NAMES
     async with LocalRuntime(home) as runtime:
         tree = rootfs.build(home.parent / "image")
-        (tree / "bin/probes").write_bytes(programs.read_bytes())
+        (tree / "bin/probes").write_bytes(program.read_bytes())
         (tree / "bin/probes").chmod(0o755)
         await runtime.images.load(tree, reference=IMAGE)
-        box = await runtime.create(IMAGE, network="disabled")
+        box = await runtime.create(IMAGE, network="disabled", isolation=isolation)
         await box.start()
         while line := await anyio.to_thread.run_sync(sys.stdin.readline):
             outbound, allow, host_port, abstract, awaited = json.loads(line)
             await box.network.update(outbound, allow=allow)
-            admitted = await ask(box, probes(CONTAINER, host_port, abstract), awaited)
+            admitted = await ask(box, probes(PLACES[isolation], host_port, abstract), awaited)
             print(json.dumps(sorted(admitted)), flush=True)
         await box.remove(force=True)
     assert "Traceback" not in (home / "gateway.log").read_text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 from typing import TYPE_CHECKING
@@ -18,9 +19,10 @@ import pytest
 
 from tests.net import matrix
 from tests.net.conftest import IMAGE
-from tests.net.matrix import CONTAINER, OUTSIDE, PORT, VM, Place, Probe, Results
+from tests.net.matrix import OUTSIDE, PLACES, PORT, Probe, Results
 from tests.net.packets import ICMP, UDP, tapped
 from tests.net.world import GOOD, GOOD6, HOST, METADATA, NAMES, OTHER, PRIVATE, serve
+from tests.ordinary_user import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator
@@ -95,7 +97,7 @@ def test_the_table_is_complete() -> None:
     assert head.split() == [*POLICIES]
     assert all(len(row.split()) == len(POLICIES) + 1 for row in rows)
     names = [row.split()[0] for row in rows]
-    assert sorted(names) == sorted(probe.name for probe in matrix.probes(CONTAINER, 1, "x"))
+    assert sorted(names) == sorted(probe.name for probe in matrix.probes(OUTSIDE, 1, "x"))
     ever = set().union(*(_admitted(policy, "+v") for policy in POLICIES))
     assert {*names} - ever == {"icmp:good", "icmp:other", "unix:abstract"}
 
@@ -161,20 +163,20 @@ def _witness(world: World) -> Iterator[Witness]:
 
 
 async def _check(
-    place: Place, witness: Witness, ask: Callable[[str, list[str], list[Probe], Collection[str]], Awaitable[set[str]]]
+    isolation: str, witness: Witness, ask: Callable[[str, list[str], list[Probe], Collection[str]], Awaitable[set[str]]]
 ) -> None:
     """Run the probes under all policies, and demand what the table says."""
-    asked = matrix.probes(place, witness.host_port, witness.abstract)
+    asked = matrix.probes(PLACES[isolation], witness.host_port, witness.abstract)
     targets = {probe.name: probe.target for probe in asked}
     for policy, (outbound, allow) in POLICIES.items():
         witness.seen()
-        expected = _admitted(policy, "+v" if place is VM else "+")
+        expected = _admitted(policy, "+v" if isolation == "vm" else "+")
         admitted = await ask(outbound, allow, asked, expected)
         seen, packets = witness.seen()
         assert (policy, sorted(admitted)) == (policy, sorted(expected))
         assert (policy, sorted(seen)) == (policy, sorted(expected))
         pings = {packet for packet in packets if (packet.protocol, packet.port) == (UDP, PING_PORT)}
-        assert {packet.target for packet in pings} <= {targets[name] for name in expected if place is VM}
+        assert {packet.target for packet in pings} <= {targets[name] for name in expected if isolation == "vm"}
         allowed = {targets[name] for name in expected} | ({NAMES} if outbound != "disabled" else set())
         assert {packet.target for packet in packets} <= allowed, policy
 
@@ -208,22 +210,27 @@ async def test_policies_and_protocols(runtime: LocalRuntime, world: World, isola
         return await matrix.ask(box, asked, awaited)
 
     with _witness(world) as witness:
-        await _check(VM if isolation == "vm" else CONTAINER, witness, ask)
+        await _check(isolation, witness, ask)
 
 
 SERVE = """
 import pathlib, sys, anyio
 from tests.net.matrix import serve
-anyio.run(serve, *map(pathlib.Path, sys.argv[1:]))
+anyio.run(serve, pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3])
 """
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("isolation", ["container", "vm"])
 async def test_policies_and_protocols_of_an_ordinary_user(
-    ordinary_user: OrdinaryUser, world: World, probes: Path
+    ordinary_user: OrdinaryUser, world: World, probes: Path, vm_store: Path, isolation: str
 ) -> None:
     place = ordinary_user.folder("matrix")
     subprocess.run(["install", "-m", "755", probes, place / "probes"], check=True)
-    command = ordinary_user.command("-c", SERVE, str(place / "home"), str(place / "probes"))
+    if isolation == "vm":
+        shutil.copytree(vm_store / "kernels", place / "home/vm/kernels", ignore=shutil.ignore_patterns("lock"))
+        subprocess.run(["chown", "-R", NAME, place / "home"], check=True)
+    command = ordinary_user.command("-c", SERVE, str(place / "home"), str(place / "probes"), isolation)
     with (
         _witness(world) as witness,
         subprocess.Popen(
@@ -238,6 +245,6 @@ async def test_policies_and_protocols_of_an_ordinary_user(
             print(line, file=stdin, flush=True)
             return set(json.loads(await anyio.to_thread.run_sync(stdout.readline)))
 
-        await _check(CONTAINER, witness, ask)
+        await _check(isolation, witness, ask)
         stdin.close()
         assert server.wait(20) == 0
