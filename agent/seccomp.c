@@ -88,6 +88,10 @@ static void check_socket(struct program *program)
     load(program, LOW_HALF(1));
     emit(program, BPF_ALU | BPF_AND | BPF_K, 0xf, 0, 0);
     answer_if(program, SOCK_RAW, SECCOMP_RET_ALLOW);
+    /* The others need no protocol to be special: SOCK_PACKET of IPv4 makes a packet socket, SOCK_DCCP loads a module. */
+    emit(program, BPF_JMP | BPF_JEQ | BPF_K, SOCK_STREAM, 2, 0);
+    emit(program, BPF_JMP | BPF_JEQ | BPF_K, SOCK_DGRAM, 1, 0);
+    answer(program, FAIL(EPROTONOSUPPORT));
     load(program, LOW_HALF(2));
     for (size_t i = 0; i < sizeof protocols; i++)
         answer_if(program, protocols[i], SECCOMP_RET_ALLOW);

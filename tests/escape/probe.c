@@ -275,6 +275,8 @@ static int try_line_discipline(void)
 }
 
 static int try_packet_socket(void) { return done(socket(AF_PACKET, SOCK_RAW, 0)); }
+static int try_packet_socket_of_ipv4(void) { return done(socket(AF_INET, SOCK_PACKET, 0)); }
+static int try_dccp(void) { return done(socket(AF_INET, SOCK_DCCP, 0)); }
 static int try_vsock(void) { return done(socket(AF_VSOCK, SOCK_STREAM, 0)); }
 static int try_alg(void) { return done(socket(AF_ALG, SOCK_SEQPACKET, 0)); }
 static int try_netlink_generic(void) { return done(socket(AF_NETLINK, SOCK_RAW, 16)); }
@@ -410,8 +412,8 @@ static const struct {
     ATTEMPT(perf), ATTEMPT(io_uring), ATTEMPT(fanotify), ATTEMPT(kexec), ATTEMPT(init_module), ATTEMPT(finit_module), ATTEMPT(reboot),
     ATTEMPT(swapon), ATTEMPT(acct), ATTEMPT(quotactl), ATTEMPT(clock), ATTEMPT(syslog), ATTEMPT(ioperm), ATTEMPT(hostname),
     ATTEMPT(personality), ATTEMPT(capset), ATTEMPT(nice), ATTEMPT(realtime), ATTEMPT(core_limit), ATTEMPT(effective_root), ATTEMPT(tiocsti),
-    ATTEMPT(tiocsti_high), ATTEMPT(line_discipline), ATTEMPT(packet_socket), ATTEMPT(vsock), ATTEMPT(alg), ATTEMPT(netlink_generic),
-    ATTEMPT(netlink_uevent), ATTEMPT(abstract), ATTEMPT(unix), ATTEMPT(loopback), ATTEMPT(shared_segment), ATTEMPT(chroot),
+    ATTEMPT(tiocsti_high), ATTEMPT(line_discipline), ATTEMPT(packet_socket), ATTEMPT(packet_socket_of_ipv4), ATTEMPT(dccp),
+    ATTEMPT(vsock), ATTEMPT(alg), ATTEMPT(netlink_generic), ATTEMPT(netlink_uevent), ATTEMPT(abstract), ATTEMPT(unix), ATTEMPT(loopback), ATTEMPT(shared_segment), ATTEMPT(chroot),
     ATTEMPT(int80), ATTEMPT(x32), ATTEMPT(overwrite), ATTEMPT(processes), ATTEMPT(descriptors), ATTEMPT(inodes),
 };
 

@@ -51,8 +51,8 @@ CALLS = (
     "unshare_user", "setns", "clone_user", "clone3_user", "handle", "add_key", "keyctl", "bpf", "userfaultfd",
     "perf", "io_uring", "fanotify", "kexec", "init_module", "finit_module", "reboot", "swapon", "acct", "quotactl",
     "clock", "syslog", "ioperm", "hostname", "personality", "capset", "nice", "realtime", "tiocsti", "tiocsti_high",
-    "line_discipline", "packet_socket", "vsock", "alg", "netlink_generic", "netlink_uevent", "mknod", "x32",
-    "core_limit",
+    "line_discipline", "packet_socket", "packet_socket_of_ipv4", "vsock", "alg", "netlink_generic", "netlink_uevent",
+    "mknod", "x32", "core_limit",
 )
 # fmt: on
 
@@ -65,6 +65,11 @@ def test_system_call(box: boxes.Box, image: Path, attempt: str) -> None:
     if control.status != 0 and control.out == inside.out:
         pytest.skip(f"this kernel does not have it at all: {control.out.strip()}")
     assert control.status == 0 or "not implemented" in control.out, control
+
+
+def test_types_of_sockets_load_no_modules(box: boxes.Box) -> None:
+    """The refusal is the filter's: the kernel, which would look for a module, has other words."""
+    assert "Protocol not supported" in in_box(box, "dccp").out
 
 
 def test_32_bit_calls_end_the_process(box: boxes.Box, image: Path) -> None:

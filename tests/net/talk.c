@@ -1,8 +1,9 @@
 /* What nc(1) of a small image cannot do. `talk udp ADDRESS PORT SECONDS` sends standard input as one datagram and prints the answer;
  * `talk chat ADDRESS PORT` does so with everything that it reads, and prints all answers; `talk flood ADDRESS COUNT` sends a datagram
  * to so many ports, from as many; `talk echo PORT` serves echo over TCP and UDP; `talk raw SOURCE ADDRESS PORT` sends a datagram with a
- * source of its choice through a raw socket, and `talk pieces …` in two fragments; `talk frame INTERFACE`
- * sends standard input as one frame of Ethernet. Exit status 1: refused. */
+ * source of its choice through a raw socket, and `talk pieces …` in two fragments; `talk frames INTERFACE`
+ * sends frames of Ethernet from standard input, where each has its length in front (two bytes, the high one first), and
+ * `talk datagrams ADDRESS PORT` does so with datagrams. Exit status 1: refused. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <linux/if_packet.h>
@@ -25,19 +26,26 @@ static int refused(const char *step)
     return 1;
 }
 
-static int udp(const char *address, const char *port, const char *seconds)
+static int connected(const char *address, const char *port)
 {
     struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port))};
     struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons((unsigned short)atoi(port))};
     int is_six = strchr(address, ':') != NULL;
     int fd = socket(is_six ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
+
+    inet_pton(AF_INET, address, &four.sin_addr);
+    inet_pton(AF_INET6, address, &six.sin6_addr);
+    return connect(fd, is_six ? (struct sockaddr *)&six : (struct sockaddr *)&four, is_six ? sizeof six : sizeof four) < 0 ? -1 : fd;
+}
+
+static int udp(const char *address, const char *port, const char *seconds)
+{
+    int fd = connected(address, port);
     char bytes[65536];
     ssize_t size = read(0, bytes, sizeof bytes);
     struct pollfd answer = {.fd = fd, .events = POLLIN};
 
-    inet_pton(AF_INET, address, &four.sin_addr);
-    inet_pton(AF_INET6, address, &six.sin6_addr);
-    if (connect(fd, is_six ? (struct sockaddr *)&six : (struct sockaddr *)&four, is_six ? sizeof six : sizeof four) < 0)
+    if (fd < 0)
         return refused("connect");
     if (send(fd, bytes, (size_t)size, 0) < 0)
         return refused("send");
@@ -51,11 +59,10 @@ static int udp(const char *address, const char *port, const char *seconds)
 
 static int chat(const char *address, const char *port)
 {
-    struct sockaddr_in peer = {.sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(port)), .sin_addr.s_addr = inet_addr(address)};
-    struct pollfd polls[2] = {{.fd = 0, .events = POLLIN}, {.fd = socket(AF_INET, SOCK_DGRAM, 0), .events = POLLIN}};
+    struct pollfd polls[2] = {{.fd = 0, .events = POLLIN}, {.fd = connected(address, port), .events = POLLIN}};
     char bytes[65536];
 
-    if (connect(polls[1].fd, (struct sockaddr *)&peer, sizeof peer) < 0)
+    if (polls[1].fd < 0)
         return refused("connect");
     while (poll(polls, 2, -1) > 0)
         for (int i = 0; i < 2; i++)
@@ -136,16 +143,34 @@ static void echo_datagrams(struct sockaddr_in address)
     }
 }
 
-static int frame(const char *interface)
+/* Send what is on standard input, piece by piece. */
+static int send_pieces(int fd, const struct sockaddr *target, socklen_t size)
+{
+    unsigned char length[2];
+    char bytes[65536];
+
+    while (fread(length, sizeof length, 1, stdin) == 1) {
+        size_t count = fread(bytes, 1, (size_t)(length[0] << 8 | length[1]), stdin);
+
+        if (sendto(fd, bytes, count, 0, target, size) < 0)
+            return refused("sendto");
+    }
+    return 0;
+}
+
+static int frames(const char *interface)
 {
     struct sockaddr_ll link = {.sll_family = AF_PACKET, .sll_ifindex = (int)if_nametoindex(interface)};
     int fd = socket(AF_PACKET, SOCK_RAW, 0);
-    char bytes[2048];
-    ssize_t size = read(0, bytes, sizeof bytes);
 
-    if (fd < 0)
-        return refused("a packet socket");
-    return sendto(fd, bytes, (size_t)size, 0, (struct sockaddr *)&link, sizeof link) < 0 ? refused("sendto") : 0;
+    return fd < 0 ? refused("a packet socket") : send_pieces(fd, (struct sockaddr *)&link, sizeof link);
+}
+
+static int datagrams(const char *address, const char *port)
+{
+    int fd = connected(address, port);
+
+    return fd < 0 ? refused("connect") : send_pieces(fd, NULL, 0);
 }
 
 /* Echo to every connection, each in a process of its own, until it ends. */
@@ -191,8 +216,10 @@ int main(int argc, char **argv)
         return flood(argv[2], argv[3]);
     if (argc == 3 && !strcmp(argv[1], "echo"))
         return echo(argv[2]);
-    if (argc == 3 && !strcmp(argv[1], "frame"))
-        return frame(argv[2]);
+    if (argc == 3 && !strcmp(argv[1], "frames"))
+        return frames(argv[2]);
+    if (argc == 4 && !strcmp(argv[1], "datagrams"))
+        return datagrams(argv[2], argv[3]);
     if (argc == 5 && !strcmp(argv[1], "pieces"))
         return raw(argv[2], argv[3], argv[4], 1);
     return argc == 5 && !strcmp(argv[1], "raw") ? raw(argv[2], argv[3], argv[4], 0) : 2;

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.net.conftest import IMAGE, call
-from tests.net.world import GOOD, GOOD6, HOST
-
-if TYPE_CHECKING:
-    from hutch.runtime.box import LocalBox
-    from hutch.runtime.runtime import LocalRuntime
-    from tests.net.world import World
-
+import anyio
 import dns.flags
 import dns.message
 import dns.rcode
+import pytest
+
+from tests.net.conftest import IMAGE, call
+from tests.net.world import GOOD, GOOD6, HOST, NAMES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hutch.runtime.box import LocalBox
+    from hutch.runtime.runtime import LocalRuntime
+    from tests.net.world import World
 
 pytestmark = pytest.mark.anyio
 
@@ -110,3 +113,33 @@ async def test_refusals_are_answers(runtime: LocalRuntime, world: World) -> None
     assert (await _ask(box, "other.test", "A")).rcode() == dns.rcode.REFUSED
     (refusal,) = await box.network.log()
     assert (refusal.protocol, refusal.peer) == ("dns", "other.test")
+
+
+async def test_names_carry_little_out(runtime: LocalRuntime, world: World, talk: Path) -> None:
+    """As many lookups as it can, of whatever servers, by datagrams and streams at once: a box gets about 20 a second
+    after a burst of 200. The control does the same from outside; other boxes notice nothing."""
+    queries = [dns.message.make_query(f"{number}.tunnel.test", "A").to_wire() for number in range(400)]
+    pieces = b"".join(len(query).to_bytes(2, "big") + query for query in queries)
+    seconds, most = 5.0, 200 + 20 * 5
+    again = "while :; do talk datagrams {} 53 < /tmp/queries; done"
+    with anyio.move_on_after(seconds):
+        while len(world.queries) < 4 * most:
+            await anyio.run_process([talk, "datagrams", NAMES, "53"], input=pieces)
+    assert len(world.queries) >= 4 * most
+    box, other = await _box(runtime), await _box(runtime)
+    assert (await box.run("sh", "-c", "cat > /tmp/queries", input=pieces)).ok
+    world.reset()
+    begun = time.monotonic()
+    stream = "while :; do nc -w 1 192.0.2.1 53 < /tmp/queries > /dev/null; done"
+    tunnel = await box.exec(
+        "sh", "-c", f"{again.format('192.0.2.1')} & {again.format('9.9.9.9')} & {stream}", timeout=seconds
+    )
+    assert _records(await _ask(other, "both.test", "A")) == [GOOD]
+    await tunnel.wait()
+    assert _records(await _ask(other, "both.test", "AAAA")) == [GOOD6]
+    passed = sum(name.endswith(".tunnel.test") for name, _ in world.queries)
+    assert 100 < passed <= 200 + 20 * (time.monotonic() - begun)
+    question = dns.message.make_query("good.test", "A").to_wire()
+    with anyio.fail_after(20):  # it is slowed down, not shut out
+        while not (await box.run("talk", "udp", "192.0.2.1", "53", "1", input=question)).ok:
+            pass

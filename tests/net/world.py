@@ -37,7 +37,7 @@ CLONE_NEWNET = 0x40000000
 HOST = "198.51.100.1"
 GOOD, OTHER, NAMES = "198.51.100.10", "198.51.100.20", "198.51.100.53"
 PRIVATE, METADATA = "10.9.0.5", "169.254.169.254"
-GOOD6 = "2001:db8:1::10"
+HOST6, GOOD6 = "2001:db8:1::1", "2001:db8:1::10"
 NOWHERE = "198.51.100.99"
 ADDRESSES = {
     "good.test": [GOOD],
@@ -104,19 +104,7 @@ class World:
     def serve(self, address: str, port: int, handle: Callable[[socket.socket], None]) -> socket.socket:
         """Handle each connection to an address of the world in a thread."""
         listener = self.open(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, address, port)
-
-        def one(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                connection.settimeout(30)
-                handle(connection)
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = listener.accept()
-                    threading.Thread(target=one, args=(connection,), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
+        serve(listener, handle)
         return listener
 
     def http(self, connection: socket.socket) -> None:
@@ -266,7 +254,7 @@ def made(place: Path) -> Iterator[World]:
         _ip("link", "set", "lo", "up")
         _ip("link", "add", "near", "type", "veth", "peer", "name", "far", "netns", str(holder.pid))
         _ip("addr", "add", f"{HOST}/24", "dev", "near")
-        _ip("-6", "addr", "add", "2001:db8:1::1/64", "dev", "near", "nodad")
+        _ip("-6", "addr", "add", f"{HOST6}/64", "dev", "near", "nodad")
         _ip("link", "set", "near", "up")
         for command in (
             *(["link", "set", name, "up"] for name in ("lo", "far")),
@@ -292,6 +280,23 @@ def made(place: Path) -> Iterator[World]:
         holder.stdin.close()
         holder.wait(10)
         holder.stdout.close()
+
+
+def serve(listener: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+    """Handle each connection to a listening socket in a thread, until it is shut down."""
+
+    def one(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(30)
+            handle(connection)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
 
 
 def _ip(*words: str, inside: list[str] | None = None) -> None:

@@ -205,7 +205,12 @@ class VmEngine:
         return None if entry is None or entry.process is None else entry.process.pidfd()
 
     async def link(self, directory: Path) -> None:
-        """See `hutch.engine.base.Engine.link`: the guest takes its network card."""
+        """See `hutch.engine.base.Engine.link`: the card has a link, and the guest takes it."""
+        try:
+            async with qmp.monitor(directory, seconds=LINK_SECONDS) as monitor:
+                await nic.plug(monitor, up=True)
+        except (EngineError, UpstreamUnavailableError) as error:
+            raise NetworkError(str(error)) from error
         try:
             async with self._asking(
                 directory, agentproto.network(nic.SETTINGS, req=1), "it has no network", LINK_SECONDS

@@ -16,7 +16,7 @@ import msgspec
 
 from hutch.engine import record
 from hutch.engine.launcher import Launch, encode, hosts_file, open_logs, resolver_file
-from hutch.engine.vm import machine, qmp
+from hutch.engine.vm import machine, nic, qmp
 from hutch.errors import EngineError, InvalidArgumentError, UpstreamUnavailableError
 from hutch.host import mapping
 
@@ -54,8 +54,11 @@ class Machine:
         self._directory = directory
 
     async def booted(self) -> None:
-        """Wait until a guest that boots is ready to be resumed. Raises `EngineError`."""
+        """Wait until a guest that boots is ready to be resumed. Its card has no link from now on (`nic`). Raises
+        `EngineError`."""
         await self._launch.until(_READY)
+        async with qmp.monitor(self._directory) as monitor:
+            await nic.plug(monitor, up=False)
 
     async def save(self, state: int) -> None:
         """Stop the guest and save its state to a file; shared memory is part of it already. Raises `EngineError`."""

@@ -38,6 +38,8 @@ _FIRMWARE = (
     "/usr/share/qemu/linuxboot_dma.bin",
 )
 _DEVICES = ("/dev/null", "/dev/urandom")
+_PREPARED = "the card has no link"
+"""What a template has been through beyond booting."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +57,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         kernel = msgspec.structs.replace(self.kernel, image=Path(), initrd=Path())
         shape = msgspec.structs.replace(self, kernel=kernel)
         template = arguments(shape, Plan(memory=True, shared=True, disk=False))
-        parts = (template, self.kernel.key, _programs(), _processor() if self.kvm else "")
+        parts = (template, _PREPARED, self.kernel.key, _programs(), _processor() if self.kvm else "")
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 

@@ -30,7 +30,7 @@ class Monitor:
         # Go with the next bytes.
         self._descriptors: list[int] = []
 
-    async def command(self, name: str, **arguments: Any) -> Any:
+    async def command(self, name: str, /, **arguments: Any) -> Any:
         """Carry out a command and return its result. Raises `EngineError`."""
         request = {"execute": name, "arguments": {key.replace("_", "-"): value for key, value in arguments.items()}}
         await self._send(msgspec.json.encode(request) + b"\n")
