@@ -52,7 +52,9 @@ class Kept(NamedTuple):
         return await poll_until(lambda: not self.process.alive(), 10)
 
 
-async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
+async def keep(
+    directory: Path, script: str, *, comes_up: bool = True, commit: bool = True, seconds: float = 20
+) -> Kept:
     """Start a keeper whose emulator boots at once, comes up when it is resumed, and then runs the script, in which
     ``take 8`` waits for the first connection."""
     (directory / "run").mkdir(parents=True)
@@ -65,7 +67,7 @@ async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
         "sleep": f'{busybox} sleep "$@"',
     }
     defined = " ".join(f"{name}() {{ {body}; }};" for name, body in functions.items())
-    script = f"{defined} {say(frame(READY))}; take 9; {say(frame(UP))}; {script}"
+    script = f"{defined} {say(frame(READY))}; take 9; {say(frame(UP)) if comes_up else ':'}; {script}"
     user = f"{vm_launch.USER}:{vm_launch.USER}:{vm_launch.USER}"
     records = [
         ("stage", str(directory / "run")),
@@ -78,7 +80,7 @@ async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
     console = os.open(directory / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     launch = Launch(agent_path(), "vm")
     try:
-        with anyio.fail_after(20), record.listen(directory) as listener:
+        with anyio.fail_after(seconds), record.listen(directory) as listener:
             logs = open_logs(directory)
             launch.hand_over(encode(records), [listener.fileno(), *logs, console])
             for fd in (*logs, console):
@@ -159,3 +161,9 @@ async def test_log_exit_and_orderly_end(tmp_path: Path) -> None:
 async def test_without_a_commit_nothing_stays(tmp_path: Path) -> None:
     kept = await keep(tmp_path / "box", "sleep 100", commit=False)
     assert await kept.ends()
+
+
+async def test_a_guest_that_is_ready_again_and_again_is_not_waited_out(tmp_path: Path) -> None:
+    """Nobody else in the process waits meanwhile, and the limit holds."""
+    with pytest.raises(TimeoutError):
+        await keep(tmp_path / "box", f"while :; do {say(frame(READY) * 512)}; done", comes_up=False, seconds=2)

@@ -262,6 +262,19 @@ async def test_a_frozen_emulator_is_ended_in_time(
         assert vm.observe(box.directory) == Observed(running=False)
 
 
+async def test_a_box_that_takes_no_more_connections_can_be_ended(
+    vm: VmEngine, rootfs: Path, tmp_path: Path
+) -> None:
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        with contextlib.ExitStack() as stack:
+            for _ in range(64):
+                stack.enter_context(await vm.connect(box.directory))
+            with pytest.raises(UpstreamUnavailableError):
+                await vm.freeze(box.directory)
+            await vm.kill(box.directory)
+        assert vm.observe(box.directory) == Observed(running=False)
+
+
 async def test_freeze_and_thaw(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
     """What was written before is on the disk; nothing runs meanwhile; a frozen box can be ended."""
     async with running(vm, plan(tmp_path / "box", rootfs)) as box:

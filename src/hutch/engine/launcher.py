@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 
 from hutch.errors import EngineError, InvalidArgumentError
 from hutch.host.proc import Process, ended
@@ -175,6 +176,7 @@ class Launch:
 
     async def _message(self) -> bytes:
         """Return the next message; empty at the end."""
+        await anyio.lowlevel.checkpoint()  # one that never stops talking may not keep everybody else from running
         while True:
             try:
                 text, descriptors, _, _ = socket.recv_fds(self._control, 2048, 1)

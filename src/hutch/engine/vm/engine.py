@@ -343,7 +343,8 @@ class VmEngine:
         `UpstreamUnavailableError`, `EngineError` when it refuses."""
         with contextlib.ExitStack() as stack:
             answer = None
-            with anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds):
+            # A keeper that has connections enough closes this one.
+            with anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds), contextlib.suppress(ConnectionError):
                 connection = stack.enter_context(await self.connect(directory))
                 connection.send(request)
                 answer = await _answer(connection)
