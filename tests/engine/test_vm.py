@@ -311,6 +311,26 @@ async def test_what_runs_survives_in_a_fork(vm: VmEngine, rootfs: Path, tmp_path
         assert (await box.sh("ls /passed")).status != 0
 
 
+async def test_memory_meets_the_disk_that_it_was_saved_with(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    """Whatever a start before, which was not committed, has written."""
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        await vm.save(box.directory, tmp_path / "memory")
+        await vm.copy_upper(box.directory, tmp_path / "copy")
+    twin = plan(tmp_path / "twin", rootfs, lowers=[Lower(tmp_path / "copy", owned_by_box=True)])
+    twin = msgspec.structs.replace(twin, saved=tmp_path / "given")
+    for _ in range(2):
+        shutil.copy(tmp_path / "memory", tmp_path / "given")
+        async with running(vm, twin) as fork:
+            assert not (tmp_path / "given").exists()
+            await vm.thaw(fork.directory)
+            output = await fork.sh("""
+                last=$(($(cat /sys/block/vda/size) - 1)); echo 3 > /proc/sys/vm/drop_caches
+                dd if=/dev/vda skip=$last count=1 2>/dev/null | tr -d '\\0'
+                echo written by another start | dd of=/dev/vda seek=$last conv=sync,fsync 2>/dev/null && echo done
+            """)
+            assert output.out == "done\n"
+
+
 async def test_a_damaged_disk_is_named(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
     box_plan = plan(tmp_path / "box", rootfs)
     async with running(vm, box_plan):

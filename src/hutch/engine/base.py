@@ -79,7 +79,7 @@ class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Which the box asks for names; empty: none. Nobody answers there until the box has a network."""
     saved: Path | None = None
     """A file that `Engine.save` has written. The box goes on from there, processes and all, on the disk that the other
-    had then, instead of starting afresh. Its processes stand still until `Engine.thaw`."""
+    had then, instead of starting afresh; the file is gone when it has. Its processes stand still until `Engine.thaw`."""
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):

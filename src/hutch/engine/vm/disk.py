@@ -89,6 +89,8 @@ async def prepare(plan: BoxPlan, store: Path) -> Chain:
     own = plan.directory / DISK
     if frozen and own.exists() and own.samefile(frozen[0] / DISK):
         own.unlink()  # it was moved away, and whoever did that died before the last step
+    if plan.saved:
+        own.unlink(missing_ok=True)  # of a start from there that was not committed: the memory knows nothing of it
     if not own.exists():
         size = qcow2.virtual_size(frozen[0] / DISK) if frozen else (source / BASE).stat().st_size
         partial = plan.directory / f".{DISK}"

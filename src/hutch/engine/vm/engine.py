@@ -183,6 +183,8 @@ class VmEngine:
                     await (guest.booted() if state is None else guest.load(state))
                     process = await guest.resume(plan)
                     record.write(plan.directory, record.Record(group=group, process=process))
+                    if plan.saved:  # whoever dies from here on: no start goes back to where the disk has gone on
+                        plan.saved.unlink()
                     await guest.commit()
         finally:
             disk.close(disks)
