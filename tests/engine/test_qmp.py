@@ -48,18 +48,26 @@ def emulator(directory: Path, said: bytes, seconds: float) -> Iterator[None]:
 
 async def test_events_without_end_are_not_waited_out(tmp_path: Path) -> None:
     """Nobody else in the process waits meanwhile, and the limit holds."""
-    with emulator(tmp_path, b'{"event": "?"}\n' * 4096, 4), pytest.raises(UpstreamUnavailableError, match="0.5 s"):
+    with (
+        emulator(tmp_path, b'{"event": "?"}\n' * 4096, 4),
+        pytest.raises(UpstreamUnavailableError, match="does not answer"),
+    ):
         async with qmp.monitor(tmp_path, seconds=0.5) as monitor:
             await monitor.command("query-status")
 
 
 @pytest.mark.parametrize(
     "said",
-    [b'{"return": ' + b"[" * 100_000, b'{"return": "\xff"}\n', b'{"return": 1, "return"}\n', b'["return"]\n', b" " * (1 << 20)],
+    [
+        b'{"return": ' + b"[" * 100_000 + b"\n",
+        b'{"return": "\xff"}\n',
+        b'{"return": 1, "return"}\n',
+        b'["return"]\n',
+        b" " * (1 << 20),
+    ],
     ids=["deep", "no text", "no value", "no object", "no end"],
 )
 async def test_rubbish_is_told_as_such(tmp_path: Path, said: bytes) -> None:
-    said += b"\n" if b"[[" in said else b""
     with emulator(tmp_path, said, 0.1), pytest.raises(EngineError, match="emulator"):
         async with qmp.monitor(tmp_path, seconds=10) as monitor:
             await monitor.command("query-status")

@@ -137,6 +137,25 @@ async def test_the_emulator_can_write_nothing_that_others_use(vm: VmEngine, root
         assert shared and all(line.split()[1] == "rw-p" for line in shared)
 
 
+async def test_other_users_of_the_host_read_nothing(own_store: Path, rootfs: Path, tmp_path: Path) -> None:
+    """Neither what a box has, nor what it is made from: its image too has files that are not for everybody."""
+    before = os.umask(0)
+    try:
+        vm = VmEngine(own_store)
+        async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+            await vm.save(box.directory, tmp_path / "box/memory")
+            await vm.copy_upper(box.directory, tmp_path / "box/copy")
+            below = (path for folder in ("bases", "templates") for path in (own_store / folder).rglob("*"))
+            found = [path for path in (*below, *box.directory.rglob("*")) if path.is_file()]
+            assert {"memory", "state", disk.BASE, disk.DISK, launch.CONSOLE, "main.log.0"} <= {
+                path.name for path in found
+            }
+            assert [path for path in found if path.stat().st_mode & 0o077] == []
+            assert (box.directory / "run").stat().st_mode & 0o077 == 0
+    finally:
+        os.umask(before)
+
+
 async def test_a_template_can_be_deleted_at_any_time(own_store: Path, rootfs: Path, tmp_path: Path) -> None:
     vm = VmEngine(own_store)
     async with running(vm, plan(tmp_path / "one", rootfs)) as box:
@@ -173,6 +192,23 @@ def test_processes_make_one_template_of_each_key(own_store: Path, tmp_path: Path
     assert subprocess.run(argv, timeout=60).returncode == 0
     assert len(set(folder.glob("[!.]*"))) == 2 and first.stat().st_ino == made
     assert not list(folder.glob(".*.part"))
+
+
+def test_what_a_killed_maker_leaves_is_cleared_away(own_store: Path, tmp_path: Path) -> None:
+    """By whoever makes another template next: the same one may never be made again."""
+    agent, folder = tmp_path / "agent", own_store / "templates"
+    shutil.copy(agent_path(), agent)
+    argv = [sys.executable, "-c", PREPARER, str(own_store), str(agent)]
+    with subprocess.Popen(argv) as maker:
+        deadline = time.monotonic() + 30
+        while not list(folder.glob(".*.part/memory")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        maker.kill()
+    (left,) = folder.glob(".*.part")
+    with agent.open("ab") as file:
+        file.write(b"another")
+    assert subprocess.run(argv, timeout=60).returncode == 0
+    assert not left.exists() and len(list(folder.glob("[!.]*"))) == 1
 
 
 async def test_a_guest_that_does_not_boot_under_kvm_runs_without(
@@ -262,9 +298,7 @@ async def test_a_frozen_emulator_is_ended_in_time(
         assert vm.observe(box.directory) == Observed(running=False)
 
 
-async def test_a_box_that_takes_no_more_connections_can_be_ended(
-    vm: VmEngine, rootfs: Path, tmp_path: Path
-) -> None:
+async def test_a_box_that_takes_no_more_connections_can_be_ended(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
     async with running(vm, plan(tmp_path / "box", rootfs)) as box:
         with contextlib.ExitStack() as stack:
             for _ in range(64):
@@ -343,6 +377,11 @@ async def test_a_damaged_disk_is_named(vm: VmEngine, rootfs: Path, tmp_path: Pat
     forged = bytearray(whole)
     forged[8:20] = (104).to_bytes(8, "big") + (11).to_bytes(4, "big")
     forged[104:115] = b"/etc/passwd"
+    path.write_bytes(forged)
+    with pytest.raises(StorageError, match="tampered"):
+        await vm.start(box_plan)
+    forged = bytearray(whole)
+    forged[24:32] = (1 << 40).to_bytes(8, "big")  # larger than it may be
     path.write_bytes(forged)
     with pytest.raises(StorageError, match="tampered"):
         await vm.start(box_plan)

@@ -345,8 +345,8 @@ class VmEngine:
         `UpstreamUnavailableError`, `EngineError` when it refuses."""
         with contextlib.ExitStack() as stack:
             answer = None
-            # A keeper that has connections enough closes this one.
-            with anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds), contextlib.suppress(ConnectionError):
+            patience = anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds)
+            with patience, contextlib.suppress(ConnectionError):  # a keeper that has enough of them closes it at once
                 connection = stack.enter_context(await self.connect(directory))
                 connection.send(request)
                 answer = await _answer(connection)
