@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -19,6 +20,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from hutch.engine import record
 from hutch.engine.vm import VmEngine, disk
 from hutch.types import Limits
 from tests.engine import boxes
@@ -31,8 +33,9 @@ pytestmark = pytest.mark.root
 
 # Numbers of system calls (x86-64).
 SOCKET, CONNECT, FCNTL, PWRITE, OPEN, KILL, PTRACE, SHMGET = 41, 42, 72, 18, 2, 62, 101, 29
+MMAP, FTRUNCATE = 9, 77
 EXECVE, SETUID, UNSHARE, MOUNT, SETPRIORITY = 59, 105, 272, 165, 141
-EPERM, ENOENT, ESRCH, EBADF, EINVAL, ECONNREFUSED = 1, 2, 3, 9, 22, 111
+EPERM, ENOENT, ESRCH, EBADF, EINVAL, EFBIG, ECONNREFUSED = 1, 2, 3, 9, 22, 27, 111
 PTRACE_ATTACH, F_GETFL = 16, 3
 
 
@@ -262,3 +265,30 @@ def test_a_taken_emulator_changes_no_priorities(
 ) -> None:
     assert inject(bystander.pid, SETPRIORITY, 0, 0, 1) == "0"
     assert int(inject(emulator(box), SETPRIORITY, 0, 0, 1)) == -EPERM
+
+
+def test_a_taken_emulator_uses_up_no_more_than_it_may_need(
+    image: Path, vm_store: Path, tmp_path: Path, bystander: subprocess.Popen[bytes], inject: Callable[..., str]
+) -> None:
+    """The host's disk, memory and processes: its own files can grow so far, and to take all memory is the end."""
+    vm = VmEngine(vm_store)
+    (tmp_path / "file").touch()
+    control = inject(bystander.pid, OPEN, f"@{tmp_path / 'file'}", os.O_RDWR)
+    assert inject(bystander.pid, FTRUNCATE, control, 1 << 40) == "0"
+    populated = (MMAP, 0, 3 << 30, 3, 0x8022, -1, 0)  # private, anonymous, there at once
+
+    async def main() -> None:
+        async with boxes.running(vm, boxes.plan(tmp_path / "box", image, limits=Limits(memory_mib=96))) as box:
+            pid = emulator(box)
+            ignored = Path(f"/proc/{pid}/status").read_text().split("SigIgn:")[1].split()[0]
+            assert int(ignored, 16) >> (signal.SIGXFSZ - 1) & 1  # so that it gets an error
+            own = next(entry for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.readlink().name == disk.DISK)
+            assert int(inject(pid, FTRUNCATE, own.name, 1 << 40)) == -EFBIG
+            entry = record.alive(box.directory)
+            group = None if entry is None else entry.group._at("pids")
+            assert group is not None and int(Path(group.file("pids.max")).read_text()) <= 300
+            with anyio.fail_after(40):
+                assert await anyio.to_thread.run_sync(inject, pid, *populated) == "killed"
+            assert not vm.observe(box.directory).running
+
+    anyio.run(main)

@@ -48,6 +48,9 @@ LINK_SECONDS = 10.0
 DEFAULT_MEMORY_MIB = 512
 LEAST_MEMORY_MIB = 96
 _KVM_DEVICE = "10:232"
+# What an emulator may have beyond its guest's memory and processors: code that it has translated, buffers of
+# connections, threads for the disk. The machine's own limits are narrower: this holds one that was taken over.
+_EMULATOR_MIB, _EMULATOR_THREADS = 2048, 256
 _TAIL = 2000
 
 
@@ -79,9 +82,10 @@ class VmEngine:
         try:
             (plan.directory / "run").mkdir(mode=0o700, exist_ok=True)
             record.write(plan.directory, record.Record(group=group))
-            group.create(Limits(pids=None), devices=(_KVM_DEVICE,))
-            chain = await disk.prepare(plan, self._store)
             shape = await self.shape(plan.limits)
+            bounds = Limits(pids=shape.cpus + _EMULATOR_THREADS, memory_mib=shape.memory_mib + _EMULATOR_MIB)
+            group.create(bounds, devices=(_KVM_DEVICE,))
+            chain = await disk.prepare(plan, self._store)
             pid = await (self._launch if plan.saved is None else self._go_on)(plan, shape, chain, group)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
