@@ -53,15 +53,22 @@ class Kept(NamedTuple):
 
 
 async def keep(
-    directory: Path, script: str, *, comes_up: bool = True, commit: bool = True, seconds: float = 20
+    directory: Path,
+    script: str,
+    *,
+    file: Path | None = None,
+    comes_up: bool = True,
+    commit: bool = True,
+    seconds: float = 20,
 ) -> Kept:
     """Start a keeper whose emulator boots at once, comes up when it is resumed, and then runs the script, in which
-    ``take 8`` waits for the first connection."""
+    ``take 8`` waits for the first connection. ``file``: one that it sees at its own place."""
     (directory / "run").mkdir(parents=True)
     busybox = shutil.which("busybox")
     assert busybox is not None
     # The shell finds no programs, so each is asked of it by its path.
     functions = {
+        "cat": f'{busybox} cat "$@"',
         "take": f"{busybox} dd bs=1 count=$1 <&3 >/dev/null 2>&1",
         "head": f'{busybox} head "$@"',
         "sleep": f'{busybox} sleep "$@"',
@@ -76,6 +83,7 @@ async def keep(
         ("bind", "/dev/null"),
         ("bind", "/dev/zero"),
     ]
+    records += [("bind", str(file))] if file else []
     records += [("argument", word) for word in (busybox, "sh", "-c", script)]
     console = os.open(directory / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     launch = Launch(agent_path(), "vm")
@@ -165,5 +173,7 @@ async def test_without_a_commit_nothing_stays(tmp_path: Path) -> None:
 
 async def test_a_guest_that_is_ready_again_and_again_is_not_waited_out(tmp_path: Path) -> None:
     """Nobody else in the process waits meanwhile, and the limit holds."""
+    file = tmp_path / "ready"
+    file.write_bytes(frame(READY) * (1 << 20))
     with pytest.raises(TimeoutError):
-        await keep(tmp_path / "box", f"while :; do {say(frame(READY) * 512)}; done", comes_up=False, seconds=2)
+        await keep(tmp_path / "box", f"while :; do cat {file} >&3; done", file=file, comes_up=False, seconds=2)

@@ -1,9 +1,10 @@
-"""VMs whose emulator hangs or is gone at the wrong moment, and forks whose maker dies."""
+"""VMs whose emulator hangs, forks whose maker dies, exports of what runs."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import anyio
 import pytest
 
 from hutch.errors import UpstreamUnavailableError
-from hutch.types import BoxState
+from hutch.types import BoxState, Mount, NetPolicy, PublishedPort
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import in_time, sh
 
@@ -76,3 +77,22 @@ async def test_a_fork_goes_on_from_its_memory_once(runtime: LocalRuntime, home: 
         await child.restart()
         assert (await child.run("cat", "/disk")).text == "written\n"
         assert (await child.run("ls", "/dev/shm/memory")).exit_code != 0
+
+
+async def test_the_export_of_a_running_box_is_not_in_its_way(runtime: LocalRuntime, tmp_path: Path) -> None:
+    """The box that reads the disk has neither its ports nor its mounts."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("of the host\n")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = PublishedPort(port=80, host_port=probe.getsockname()[1])
+    mounts = [Mount(source=str(tmp_path / "folder"), target="/data")]
+    box = await runtime.create(IMAGE, mounts=mounts, network=NetPolicy(ports=(port,)))
+    with in_time(40):
+        assert (await box.run("cat", "/data/file")).text == "of the host\n"
+        await box.export(tmp_path / "box.tar")
+        (tmp_path / "folder").rename(tmp_path / "away")
+        await box.stop()
+        await box.export(tmp_path / "again.tar")
+        twin = await runtime.import_box(tmp_path / "box.tar", name="twin")
+        assert (await twin.run("ls", "-A", "/data")).text == ""
