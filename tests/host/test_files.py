@@ -109,6 +109,14 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         anyio.run(main)
 
 
+def test_the_newest_come_first_and_the_deleted_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to("nowhere")  # as one that is deleted between a look at the folder and one at it
+    for name, when in (("old", 1), ("new", 3), ("middle", 2)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (when, when))
+    assert [path.name for path in files.newest_first(tmp_path.iterdir())] == ["new", "middle", "old"]
+
+
 SCRATCH = """
 import pathlib, sys, time
 import anyio

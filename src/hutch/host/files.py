@@ -15,7 +15,7 @@ import anyio.to_thread
 from hutch.errors import DeadlineError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
 PARTIAL = ".part"
@@ -111,6 +111,15 @@ async def scratch(folder: Path, name: str) -> AsyncIterator[Path]:
             with anyio.CancelScope(shield=True):
                 for left in obsolete:
                     await anyio.to_thread.run_sync(remove_tree, left)
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Sort by the time of the last change, without those that others have deleted meanwhile."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def _seize(path: Path, held: contextlib.ExitStack) -> bool:

@@ -193,9 +193,16 @@ async def _base(layers: list[Lower], size: int, store: Path) -> Path:
 
 def _drop_old(folder: Path) -> None:
     """Forget the bases that no box has and that were made the longest time ago."""
-    unused = [path for path in folder.glob("*.ext4") if path.stat().st_nlink == 1]
-    for path in sorted(unused, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+    unused = [path for path in files.newest_first(folder.glob("*.ext4")) if _links(path) == 1]
+    for path in unused[KEPT:]:
         path.unlink(missing_ok=True)
+
+
+def _links(path: Path) -> int:
+    try:
+        return path.stat().st_nlink
+    except FileNotFoundError:
+        return 0
 
 
 async def _make_base(layers: list[str], size: int, path: Path) -> None:

@@ -70,7 +70,7 @@ class Kernels:
     def current(self) -> Kernel | None:
         """Return the kernel in use, ``None`` when none was prepared."""
         try:
-            name = (self._folder / "current").read_text().strip()
+            name = (self._folder / "current").read_text(errors="replace").strip()
         except OSError:
             return None
         folder = self._folder / name

@@ -147,8 +147,7 @@ class Templates:
         self._drop_old()
 
     def _drop_old(self) -> None:
-        found = sorted(self._folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for folder in found[KEPT:]:
+        for folder in files.newest_first(self._folder.glob("[!.]*"))[KEPT:]:
             self._remove(folder)
 
     def _remove(self, folder: Path) -> None:
