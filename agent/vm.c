@@ -190,7 +190,7 @@ static void send_fd(int socket, int fd)
 /* In the child: descriptors to their places, the filter, the program. `memory`: where its listener goes. -1: there is none. */
 static _Noreturn void run_emulator(struct machine *machine, int line, int files, int output, int memory)
 {
-    const struct rlimit no_core = {0, 0}, file_size = {machine->file_max, machine->file_max};
+    const struct rlimit no_core = {1, 1}, file_size = {machine->file_max, machine->file_max};
     struct rlimit open_files;
     size_t first = VM_FIXED + (size_t)machine->memory, count = machine->fd_count - first;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC), high[VM_ROOM];
@@ -208,7 +208,7 @@ static _Noreturn void run_emulator(struct machine *machine, int line, int files,
             launch_fail("handing over descriptors");
     if (dup2(line, EMULATOR_LINE) < 0 || (files >= 0 && dup2(files, EMULATOR_FILES) < 0) || dup2(null, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
         launch_fail("handing over descriptors");
-    setrlimit(RLIMIT_CORE, &no_core);
+    setrlimit(RLIMIT_CORE, &no_core); /* see seccomp.c */
     setrlimit(RLIMIT_FSIZE, &file_size);
     signal(SIGXFSZ, SIG_IGN); /* an error of its disk then */
     if (getrlimit(RLIMIT_NOFILE, &open_files) == 0) { /* each connection of the guest is one */
@@ -222,6 +222,8 @@ static _Noreturn void run_emulator(struct machine *machine, int line, int files,
             launch_fail("installing the filter for the memory");
         send_fd(memory, listener);
     }
+    if (seccomp_install() < 0) /* its own filter, by -sandbox, comes on top */
+        launch_fail("installing the filter of system calls");
     execv(machine->argv[0], machine->argv);
     launch_fail_about("running", machine->argv[0]);
 }

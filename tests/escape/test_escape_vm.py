@@ -22,6 +22,7 @@ import pytest
 
 from hutch.engine import record
 from hutch.engine.vm import VmEngine, disk
+from hutch.host.proc import poll_until
 from hutch.types import Limits
 from tests.engine import boxes
 from tests.escape.conftest import in_box, on_host
@@ -34,8 +35,9 @@ pytestmark = pytest.mark.root
 # Numbers of system calls (x86-64).
 SOCKET, CONNECT, FCNTL, PWRITE, OPEN, KILL, PTRACE, SHMGET = 41, 42, 72, 18, 2, 62, 101, 29
 MMAP, FTRUNCATE = 9, 77
+KEYCTL, PERF_EVENT_OPEN, BPF, USERFAULTFD, IO_URING_SETUP = 250, 298, 321, 323, 425
 EXECVE, SETUID, UNSHARE, MOUNT, SETPRIORITY = 59, 105, 272, 165, 141
-EPERM, ENOENT, ESRCH, EBADF, EINVAL, EFBIG, ECONNREFUSED = 1, 2, 3, 9, 22, 27, 111
+EPERM, ENOENT, ESRCH, EBADF, EINVAL, EFBIG, ENOSYS, ECONNREFUSED = 1, 2, 3, 9, 22, 27, 38, 111
 PTRACE_ATTACH, F_GETFL = 16, 3
 
 
@@ -260,6 +262,25 @@ def test_calls_that_the_emulator_is_denied(
     anyio.run(main)
 
 
+def test_a_taken_emulator_has_no_more_calls_than_a_container(
+    box: boxes.Box, bystander: subprocess.Popen[bytes], inject: Callable[..., str]
+) -> None:
+    """Interfaces of the kernel with a history, and keys: what joined the session of the host's user has them."""
+    session = (KEYCTL, 0, -3, 0)  # the id of the session's key ring
+    for call in (
+        session,
+        (PERF_EVENT_OPEN, 0, 0, -1, -1, 0),
+        (BPF, 99, 0, 0),
+        (USERFAULTFD, -1),
+        (IO_URING_SETUP, 1, 0),
+    ):
+        assert int(inject(bystander.pid, *call)) not in (-EPERM, -ENOSYS), call
+        assert int(inject(emulator(box), *call)) in (-EPERM, -ENOSYS), call
+    # The one limit that keeps the kernel from handing its memory to a program of the host when it crashes (core(5)).
+    limits = Path(f"/proc/{emulator(box)}/limits").read_text().splitlines()
+    assert next(line.split()[4:6] for line in limits if line.startswith("Max core")) == ["1", "1"]
+
+
 def test_a_taken_emulator_changes_no_priorities(
     box: boxes.Box, bystander: subprocess.Popen[bytes], inject: Callable[..., str]
 ) -> None:
@@ -289,6 +310,6 @@ def test_a_taken_emulator_uses_up_no_more_than_it_may_need(
             assert group is not None and int(Path(group.file("pids.max")).read_text()) <= 300
             with anyio.fail_after(40):
                 assert await anyio.to_thread.run_sync(inject, pid, *populated) == "killed"
-            assert not vm.observe(box.directory).running
+            assert await poll_until(lambda: not vm.observe(box.directory).running, 10)
 
     anyio.run(main)
