@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
-from hutch.errors import UpstreamUnavailableError
+from hutch.errors import EngineError, UpstreamUnavailableError
+from hutch.runtime.runtime import LocalRuntime
 from hutch.types import BoxState, Mount, NetPolicy, PublishedPort
 from tests.runtime.conftest import IMAGE
 from tests.runtime.helpers import in_time, sh
-
-if TYPE_CHECKING:
-    from hutch.runtime.runtime import LocalRuntime
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
@@ -96,3 +94,24 @@ async def test_the_export_of_a_running_box_is_not_in_its_way(runtime: LocalRunti
         await box.export(tmp_path / "again.tar")
         twin = await runtime.import_box(tmp_path / "box.tar", name="twin")
         assert (await twin.run("ls", "-A", "/data")).text == ""
+
+
+async def test_a_fork_that_the_disk_has_no_room_for(tmp_path: Path, images: Path, vm_store: Path) -> None:
+    """It fails, nothing of it stays, and the box goes on."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "small", str(place)], check=True)
+    try:
+        (place / "images").symlink_to(images)
+        (place / "vm").symlink_to(vm_store)
+        async with LocalRuntime(place) as runtime:
+            box = await runtime.create(IMAGE, isolation="vm", memory_mib=256)
+            await box.run(*sh("dd if=/dev/urandom of=/dev/shm/file bs=1M count=64"))
+            with pytest.raises(EngineError, match="move the machine's state"), in_time(30):
+                await box.fork()
+            assert (await box.run("echo", "on")).text == "on\n"
+            assert (os.listdir(place / "boxes"), os.listdir(place / "disks")) == ([box.id], [])
+            assert (await box.info()).state is BoxState.RUNNING
+            await box.remove(force=True)
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)

@@ -130,7 +130,7 @@ class Records:
                         raise
                     log.warning("box %s cannot be set going: %s", title(record), error)
                     return record
-                record = self.save(record, Event.RESUME)
+                record = self.follow(record, Event.RESUME)
             return record
         words = engine.last_words(directory)
         with anyio.CancelScope(shield=True):
