@@ -18,7 +18,7 @@ from hutch.engine import record
 from hutch.engine.base import MountPlan
 from hutch.engine.launcher import BoxFault
 from hutch.engine.vm import VmEngine, disk, launch, qmp
-from hutch.errors import UpstreamUnavailableError
+from hutch.errors import EngineError, UpstreamUnavailableError
 from hutch.host import kvm
 from hutch.host.binary import agent_path
 from hutch.host.proc import boot_id
@@ -27,6 +27,8 @@ from tests.engine.boxes import emulator, plan, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from hutch.engine.base import BoxPlan
 
 
 pytestmark = pytest.mark.anyio
@@ -172,3 +174,43 @@ async def test_a_fault_of_the_box_costs_no_template(
     with pytest.raises(BoxFault, match="missing"):
         await vm.start(plan(tmp_path / "two", rootfs, mounts=[missing]))
     assert template.stat().st_ino == before
+
+
+def spoil(box_plan: BoxPlan) -> None:
+    """Make a disk one that the emulator refuses: what it has in its header is not checked by others."""
+    with (box_plan.directory / disk.DISK).open("r+b") as file:
+        file.seek(20)
+        file.write(bytes(4))  # how large its clusters are
+
+
+async def test_a_spoilt_disk_costs_no_template(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    """Other boxes start from it: whoever took over the emulator of one has nothing of theirs to spoil."""
+    box_plan = plan(tmp_path / "box", rootfs)
+    async with running(vm, box_plan):
+        template = vm.templates._folder / (await vm.shape(Limits())).key
+        before = template.stat().st_ino
+    spoil(box_plan)
+    with pytest.raises(EngineError, match="cluster size"):
+        await vm.start(box_plan)
+    assert template.stat().st_ino == before
+
+
+async def test_a_spoilt_disk_says_nothing_about_kvm(
+    vm: VmEngine, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one box could slow down all others, and make those that are to be isolated as well as possible containers."""
+    box_plan = plan(tmp_path / "box", rootfs)
+    async with running(vm, box_plan):
+        pass
+    spoil(box_plan)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "hutch").mkdir()
+    (tmp_path / "hutch/kvm").write_text(f"{boot_id()} {os.geteuid()} yes")
+    kvm.usable.cache_clear()
+    try:
+        vm.templates.enabled = False
+        with pytest.raises(EngineError, match="cluster size"):
+            await vm.start(box_plan)
+        assert await vm.uses_kvm()
+    finally:
+        kvm.usable.cache_clear()

@@ -106,8 +106,9 @@ class VmEngine:
         except EngineError as error:
             if not shape.kvm:
                 raise
-            shape = _without_kvm(shape, error)
+            shape = msgspec.structs.replace(shape, kvm=False)
             await self.templates.ensure(shape)
+            _refuse_kvm(error)
         return "kvm" if shape.kvm else "tcg"
 
     async def uses_kvm(self) -> bool:
@@ -130,25 +131,30 @@ class VmEngine:
         )
 
     async def _launch(self, plan: BoxPlan, shape: Shape, chain: disk.Chain, group: Group) -> int:
-        template = await self.templates.obtain(shape)
+        template, fault = await self.templates.obtain(shape), None
         if template is not None:
             try:
                 return await self._boot(plan, shape, chain, group, template.memory, template.state)
             except BoxFault:
                 raise
             except (EngineError, UpstreamUnavailableError, TimeoutError) as error:
-                await self.templates.discard(template, error)
+                fault = error
                 await self._end_process(plan.directory)
             finally:
                 template.close()
         try:
-            return await self._boot(plan, shape, chain, group)
+            pid = await self._boot(plan, shape, chain, group)
+            if template is not None and fault is not None:  # it was not the box's: that boots
+                await self.templates.discard(template, fault)
+            return pid
         except BoxFault:
             raise
         except (EngineError, TimeoutError) as error:
             if shape.kvm:
                 await self._end_process(plan.directory)
-                return await self._launch(plan, _without_kvm(shape, error), chain, group)
+                pid = await self._launch(plan, msgspec.structs.replace(shape, kvm=False), chain, group)
+                _refuse_kvm(error)  # it was not the box's: that boots without
+                return pid
             if isinstance(error, TimeoutError):
                 said = self.last_words(plan.directory)
                 told = f"; its console said: {said}" if said else ""
@@ -374,11 +380,10 @@ async def _answer(connection: socket.socket) -> agentproto.Answer | None:
                 return agentproto.decode_answer(frame)
 
 
-def _without_kvm(shape: Shape, cause: Exception) -> Shape:
+def _refuse_kvm(cause: Exception) -> None:
     """The last word on KVM has a guest that boots."""
     log.warning("KVM is not used any more until the machine restarts: a guest did not boot under it (%s)", cause)
     kvm.refuse()
-    return msgspec.structs.replace(shape, kvm=False)
 
 
 def _say(progress: Progress) -> None:
