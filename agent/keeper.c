@@ -88,7 +88,9 @@ static void tell_guest(uint8_t type, uint16_t number, const void *payload, size_
     uint8_t *place = room(LINE_HEADER + size);
     if (!place)
         return; /* a guest that has not read half a megabyte is not going to */
-    memcpy(line_header(place, type, number, (uint32_t)size), payload, size);
+    uint8_t *rest = line_header(place, type, number, (uint32_t)size);
+    if (size > 0)
+        memcpy(rest, payload, size);
     out_size += LINE_HEADER + size;
 }
 
