@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import struct
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from hutch.engine import record
@@ -18,7 +23,6 @@ from hutch.host.proc import Process, poll_until
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 
@@ -177,3 +181,39 @@ async def test_a_guest_that_is_ready_again_and_again_is_not_waited_out(tmp_path:
     file.write_bytes(frame(READY) * (1 << 20))
     with pytest.raises(TimeoutError):
         await keep(tmp_path / "box", f"while :; do cat {file} >&3; done", file=file, comes_up=False, seconds=2)
+
+
+async def test_any_frames_beside_any_hosts(tmp_path: Path) -> None:
+    """A guest says all that can be said, in any order, while hosts come, write, read a little and go: the keeper goes
+    on, and takes no more memory and descriptors than before."""
+    chance = random.Random(7)
+    kinds = [kind for kind in range(40) if kind != OFF]
+    said = bytearray()
+    for _ in range(20_000):
+        payload = chance.randbytes(chance.choice((0, 1, 4, 9, 13, 100, 1000)))
+        if chance.random() < 0.5:
+            payload = bytes([chance.randrange(4)]) + payload
+        said += frame(chance.choice([*kinds, DATA, DATA, DATA]), payload, number=chance.randrange(12))
+    file = tmp_path / "said"
+    file.write_bytes(said)
+    kept = await keep(tmp_path / "box", f"cat <&3 >/dev/null & while :; do cat {file} >&3; done", file=file)
+
+    def facts() -> tuple[int, int]:
+        resident = Path(f"/proc/{kept.process.pid}/statm").read_text().split()[1]
+        return int(resident) * 4096, len(os.listdir(f"/proc/{kept.process.pid}/fd"))
+
+    def come_and_go() -> None:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), kept.connect() as connection:  # the guest may close it at any moment
+                connection.settimeout(0.02)
+                connection.send(bytes(30_000))
+                connection.recv(1000)
+
+    before, end = facts(), time.monotonic() + 3
+    async with anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(anyio.to_thread.run_sync, come_and_go)
+    assert kept.process.alive()
+    after = facts()
+    assert after[0] < before[0] + (8 << 20) and after[1] <= before[1] + 8
+    await kept.process.kill(5)
