@@ -9,7 +9,7 @@ import pytest
 
 from tests.leaks import holders, searched
 from tests.net import test_outbound, test_secrets
-from tests.net.conftest import get_tls, image_store, internet, talk, world
+from tests.net.conftest import get_tls, image_store, internet, world
 from tests.net.test_secrets import VALUE, _authority
 from tests.net.world import GOOD
 from tests.remote.conftest import serving, shared_home
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
-__all__ = ["image_store", "internet", "talk", "world"]
+__all__ = ["image_store", "internet", "world"]
 
 ALSO = (
     test_outbound.test_disabled_has_nothing_but_its_loopback,
