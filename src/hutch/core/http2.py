@@ -176,6 +176,8 @@ class Relay:
             match event:
                 case RemoteSettingsChanged():
                     self._take_settings(side)
+                case RequestReceived() if side is Side.PEER:
+                    raise FrameError("a request, from who is to answer them")
                 case RequestReceived():
                     self._take_request(event)
                 case _:
