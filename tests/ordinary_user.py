@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.packages import copy_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 NAME = "hutch-test"

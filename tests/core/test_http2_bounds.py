@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
-from h2.connection import H2Connection
 from h2.events import StreamEnded
 from h2.settings import SettingCodes
 from hpack import Encoder
@@ -22,6 +23,9 @@ from hypothesis import strategies as st
 
 from hutch.core.http2 import BrokenError, Relay, Side
 from tests.core.test_http2 import GET, POST, Middle
+
+if TYPE_CHECKING:
+    from h2.connection import H2Connection
 
 MOST = 1 << 20
 PIECE = 4096
@@ -43,7 +47,7 @@ def _wide(end: H2Connection) -> None:
 
 
 def test_data_that_nobody_takes_waits_in_the_windows() -> None:
-    """Although the side gave room for all of it. The other is not asked for more, and gets it all when it takes again."""
+    """Although the side gave room for all of it. The other is not asked for more, and all arrives later."""
     middle = Middle()
     _wide(middle.client)
     _answered(middle)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hutch.runtime.box import LocalBox
     from hutch.runtime.runtime import LocalRuntime
-    from hutch.types import ExecResult, Mount
+    from hutch.types import Mount, Result
     from tests.net.world import World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -29,8 +29,11 @@ SHELF = 8443
 _OWN = "/usr/local/share/ca-certificates/hutch.crt"
 _BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
-_URL = "'https://good.test/?k=' + urllib.parse.quote(os.environ['API_KEY'])"
-_PYTHON = "import os, sys, urllib.parse, urllib.request, requests, httpx2\nkey = {'X-Key': os.environ['API_KEY']}\n"
+_PYTHON = """
+import os, urllib.parse, urllib.request, requests, httpx2
+key = {"X-Key": os.environ["API_KEY"]}
+url = "https://good.test/?k=" + urllib.parse.quote(os.environ["API_KEY"])
+"""
 _NODE = """
 const key = process.env.API_KEY, url = "https://good.test/?k=" + encodeURIComponent(key), headers = {"X-Key": key};
 const failed = error => { console.error(error.cause ?? error); process.exit(1); };
@@ -40,29 +43,29 @@ const session = require("http2").connect("https://good.test").on("error", failed
 session.request({":path": url.slice("https://good.test".length), ...headers}).on("end", () => session.close())
   .pipe(process.stdout);
 """
+_CURL = 'curl -sS -H "X-Key: $API_KEY" -G --data-urlencode "k=$API_KEY" https://good.test/'
+
+
+def _node(code: str) -> tuple[str, ...]:
+    return ("node", "-e", _NODE + code)
+
+
+def _python(code: str) -> tuple[str, ...]:
+    return ("python3", "-c", _PYTHON + code)
+
+
 # The command, and the version of HTTP in which the server is asked.
 PROGRAMS = {
-    "curl, HTTP/1.1": (
-        ["sh", "-c", 'curl -sS --http1.1 -H "X-Key: $API_KEY" -G --data-urlencode "k=$API_KEY" https://good.test/'],
-        1,
-    ),
-    "curl, HTTP/2": (
-        ["sh", "-c", 'curl -sS -H "X-Key: $API_KEY" -G --data-urlencode "k=$API_KEY" https://good.test/'],
-        2,
-    ),
-    "Node, https": (["node", "-e", f"{_NODE} require('https').get(url, {{headers}}, r => r.pipe(process.stdout))"
-                     ".on('error', failed)"], 1),
-    "Node, fetch": (["node", "-e", f"{_NODE} fetch(url, {{headers}}).then(r => r.text()).then(console.log, failed)"], 1),
-    "Node, http2": (["node", "-e", _NODE + _NODE_HTTP2], 2),
-    "urllib": (["python3", "-c", f"{_PYTHON}ask = urllib.request.Request({_URL}, headers=key)\n"
-                "print(urllib.request.urlopen(ask).read().decode())"], 1),
-    "requests": (["python3", "-c", f"{_PYTHON}print(requests.get({_URL}, headers=key).text)"], 1),
-    "httpx2, HTTP/1.1": (["python3", "-c", f"{_PYTHON}print(httpx2.get({_URL}, headers=key).text)"], 1),
-    "httpx2, HTTP/2": (
-        ["python3", "-c", f"{_PYTHON}print(httpx2.Client(http2=True).get({_URL}, headers=key).text)"],
-        2,
-    ),
-}  # fmt: skip
+    "curl, HTTP/1.1": (("sh", "-c", f"{_CURL} --http1.1"), 1),
+    "curl, HTTP/2": (("sh", "-c", _CURL), 2),
+    "Node, https": (_node("require('https').get(url, {headers}, r => r.pipe(process.stdout)).on('error', failed)"), 1),
+    "Node, fetch": (_node("fetch(url, {headers}).then(r => r.text()).then(console.log, failed)"), 1),
+    "Node, http2": (_node(_NODE_HTTP2), 2),
+    "urllib": (_python("print(urllib.request.urlopen(urllib.request.Request(url, headers=key)).read().decode())"), 1),
+    "requests": (_python("print(requests.get(url, headers=key).text)"), 1),
+    "httpx2, HTTP/1.1": (_python("print(httpx2.get(url, headers=key).text)"), 1),
+    "httpx2, HTTP/2": (_python("print(httpx2.Client(http2=True).get(url, headers=key).text)"), 2),
+}
 _INDEX = f"https://user:%3CHUTCH_SECRET%3AAPI_KEY%3E@good.test:{SHELF}"
 _INSTALL = "python3 /opt/site/pip.whl/pip install --no-cache-dir --disable-pip-version-check --retries 0"
 MANAGERS = {
@@ -99,11 +102,11 @@ async def _distrust(box: LocalBox, world: World) -> None:
         await box.files.write(path, world.ca.read_bytes())
 
 
-def _told(done: ExecResult) -> str:
+def _told(done: Result) -> str:
     return done.text + done.stderr.decode()
 
 
-def _refuses(done: ExecResult) -> bool:
+def _refuses(done: Result) -> bool:
     return not done.ok and "certificate" in _told(done).lower()
 
 

@@ -40,7 +40,8 @@ _CLIENT = """
 import os, socket, ssl, sys
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, RemoteSettingsChanged, ResponseReceived, StreamEnded, StreamReset
+from h2.exceptions import FlowControlError
+from h2.events import DataReceived, ResponseReceived, StreamEnded, StreamReset
 from h2.settings import SettingCodes
 
 def connected(port=443):
@@ -104,18 +105,18 @@ tls.sendall(h2.data_to_send())
 while not any(isinstance(event, ResponseReceived) for event in h2.receive_data(tls.recv(65536))):
     pass
 tls.settimeout(1)
-try:
-    for _ in range(60):
-        second = ask(h2, "/second", b"b" * 16384 * 4)
-        tls.sendall(h2.data_to_send())
-        tls.setblocking(False)
-        try:
-            h2.receive_data(tls.recv(65536))
-        except ssl.SSLWantReadError:
-            pass
-        tls.settimeout(1)
-except Exception as error:
-    print("full", repr(error), file=sys.stderr)
+for _ in range(99):  # more than all buffers on the way take
+    try:
+        ask(h2, "/second", b"b" * 65536)
+    except FlowControlError:
+        pass
+    tls.sendall(h2.data_to_send())
+    tls.setblocking(False)
+    try:
+        h2.receive_data(tls.recv(65536))
+    except ssl.SSLWantReadError:
+        pass
+    tls.settimeout(1)
 print("full", flush=True)
 tls.settimeout(20)
 size = 0
@@ -159,7 +160,11 @@ async def _start(box: LocalBox, program: str, *arguments: str) -> LocalExecution
 
 @contextlib.contextmanager
 def _server(world: World, handle: Callable[[socket.socket], None]) -> Iterator[None]:
-    listener = world.serve(GOOD, SHELF, lambda connection: world.under_tls(connection, handle))
+    def under_tls(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        world.under_tls(connection, handle)
+
+    listener = world.serve(GOOD, SHELF, under_tls)
     try:
         yield
     finally:

@@ -120,8 +120,8 @@ class World:
         return listener
 
     def http(self, connection: socket.socket) -> None:
-        """Answer each request with the one line ``SERVER HOST PATH``, and note it. Queries are not sent back: there may be
-        a value in them."""
+        """Answer each request with the one line ``SERVER HOST PATH``, and note it. Queries are not sent back: there
+        may be a value in them."""
         own = connection.getsockname()[0]
         data = b""
         while True:

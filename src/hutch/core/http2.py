@@ -2,10 +2,10 @@
 
 Bytes of either side go in by `Relay.receive`, bytes for either side come out by `Relay.take`; no I/O. Headers are read
 and written anew, since their compression belongs to one connection; the head of a request may be refused or changed,
-everything else passes as it is. A side gets back the room for what it sent when the other has taken it, and data waits in
-its stream while much else is to be taken: so the windows bound what is held here, and a stream whose data nobody takes
-holds up none of the others until there are seven of it. What no window bounds (heads, and what one side must be told
-about what it did itself) has a bound of its own.
+everything else passes as it is. A side gets back the room for what it sent when the other has taken it, and data waits
+in its stream while much else is to be taken: so the windows bound what is held here, and a stream whose data nobody
+takes holds up none of the others until there are seven of it. What no window bounds (heads, and what a side must be
+told about what it did itself) has a bound of its own.
 """
 
 from __future__ import annotations
