@@ -28,6 +28,7 @@ IDLE_SECONDS = 300.0
 
 _BODY_SECONDS = 1.0
 _SWITCHING = 101
+_UNDER_WAY = (h11.SEND_BODY, h11.SWITCHED_PROTOCOL, h11.ERROR)
 # They concern one connection, not the message; h11 makes those that are needed.
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"expect"))
 
@@ -66,14 +67,17 @@ class Exchange:
         try:
             while await self._serve_one():
                 pass
-            await self._box.end()
+            with anyio.fail_after(IDLE_SECONDS):
+                await self._box.end()
+            self._box.close()
         except h11.ProtocolError as error:
             with contextlib.suppress(OSError):
                 await self._deny(400, f"malformed HTTP: {error}", Malformed)
         except OSError:
-            if self._server.our_state in (h11.SEND_BODY, h11.SWITCHED_PROTOCOL):
-                self._box.abort()  # it must not take what it got for all of it
+            return  # a side has gone, and so does the other
         finally:
+            if self._server.our_state in _UNDER_WAY:
+                self._box.abort()  # it must not take what it got for all of it
             self._box.close()
             self._drop_upstream()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from hutch.net.relay import reset_at_close
+from hutch.net.relay import end_at_close, reset_at_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +52,7 @@ class PlainLink:
         self._line = line
         self._beginning = beginning
         self._waiters: set[asyncio.Future[None]] = set()
+        reset_at_close(connection)
 
     async def receive(self) -> bytes:
         """See `Link`."""
@@ -90,19 +91,19 @@ class PlainLink:
 
     def close(self) -> None:
         """See `Link`."""
+        end_at_close(self._socket)
+        self.abort()
+
+    def abort(self) -> None:
+        """See `Link`."""
         if (fd := self._socket.fileno()) < 0:
             return
-        # The next connection may have the same number: the event loop must not know it any more, nor anybody wait for it.
+        # The next connection may have the same number: the loop must not know it any more, nor anybody wait for it.
         self._loop.remove_reader(fd)
         self._loop.remove_writer(fd)
         self._socket.close()
         for waiter in self._waiters:
             _wake(waiter)
-
-    def abort(self) -> None:
-        """See `Link`."""
-        reset_at_close(self._socket)
-        self.close()
 
     async def _read(self, size: int) -> bytes:
         while True:
