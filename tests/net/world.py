@@ -119,6 +119,11 @@ class World:
         threading.Thread(target=accept, daemon=True).start()
         return listener
 
+    def nft(self, rules: str) -> None:
+        """Have nft(8) do something there."""
+        command = ["nsenter", "-t", str(self._pid), "-n", "--", "nft", "-f", "-"]
+        subprocess.run(command, input=rules.encode(), check=True, timeout=10)
+
     def http(self, connection: socket.socket) -> None:
         """Answer each request with the one line ``SERVER HOST PATH``, and note it. Queries are not sent back: there
         may be a value in them."""
