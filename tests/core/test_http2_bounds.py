@@ -151,6 +151,17 @@ def test_heads_of_requests_that_are_not_taken() -> None:
     assert len(middle.relay.take(Side.PEER)) <= MOST + (64 << 10)
 
 
+def test_a_request_of_the_host() -> None:
+    """Which nobody is to answer, and least of all as if the box had made it."""
+    middle = Middle()
+    head = HeadersFrame(2, Encoder().encode([*GET, (b"x-key", b"<HUTCH_SECRET:KEY>")]))
+    head.flags.add("END_HEADERS")
+    with pytest.raises(BrokenError, match="a request") as caught:
+        middle.relay.receive(Side.PEER, head.serialize())
+    assert caught.value.side is Side.PEER
+    assert not middle.relay.requests and b"tr3asure" not in middle.relay.take(Side.PEER)
+
+
 def _frames() -> st.SearchStrategy[bytes]:
     stream = st.integers(0, 9)
     heads = st.sampled_from([GET, POST, [(b":status", b"200")], [(b":status", b"103")], [(b"after", b"all")]])

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -48,12 +49,38 @@ WAYS = {
     "HTTP/2": f"https://good.test:{TERMINATED}",
     "opaque": f"http://{OTHER}:{OPAQUE}",
 }
+# Another protocol, spoken until an end that is announced.
+SWITCH = """
+import socket, ssl, sys
+port, path = int(sys.argv[1]), sys.argv[2]
+end = socket.create_connection(("good.test", port))
+end.settimeout(20)
+if port == 8443:
+    context = ssl.create_default_context()
+    end = context.wrap_socket(end, server_hostname="good.test", suppress_ragged_eofs=False)
+head = f"GET {path} HTTP/1.1\\r\\nHost: good.test:{port}\\r\\nConnection: upgrade\\r\\nUpgrade: websocket\\r\\n\\r\\n"
+end.sendall(head.encode())
+heard = b""
+while not heard.endswith(b"first"):
+    heard += (piece := end.recv(65536))
+    assert piece, heard
+if path.endswith("echo"):
+    end.sendall(b"again")
+    assert end.recv(65536) == b"again"
+    print("served")
+else:
+    try:
+        print("ended" if end.recv(65536) == b"" else "?")
+    except OSError:
+        print("cut")
+"""
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LENGTH
 SAID = {
     "head": b"HTTP/1.1 200 OK\r\nContent-Le",
     "body": HEAD + b"b" * 100_000,
     "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nff\r\nonly",
     "endless": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"b" * 100_000,
+    "switch": b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nfirst",
     "all": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + b"b" * LENGTH,
 }
 
@@ -70,6 +97,7 @@ class Server:
         self._answer(connection, connection)
 
     def under_tls(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a reset comes after what was said
         raw = connection.dup()
         with raw:
             self.world.under_tls(connection, lambda tls: self._answer(tls, raw))
@@ -81,6 +109,11 @@ class Server:
         self.asked.append(head.decode().split()[1])
         _, part, then = self.asked[-1].split("/")
         connection.sendall(SAID[part])
+        if part == "switch" and then == "echo":
+            while data := connection.recv(65536):
+                connection.sendall(data)
+        if part == "switch" and then == "end" and isinstance(connection, ssl.SSLSocket):
+            connection.unwrap()
         self._then(then, connection, raw)
         if then == "hang":
             connection.sendall(b"b" * (LENGTH - 100_000))
@@ -92,6 +125,7 @@ class Server:
             reset_at_close(raw)
 
     def http2(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a reset comes after what was said
         raw = connection.dup()
         with raw:
             self.world.under_tls(connection, lambda tls: self._answer_http2(tls, raw))
@@ -208,6 +242,14 @@ async def test_a_cut_answer_without_a_length_for_an_old_client(scene: Scene, way
     assert not (await scene.fetch(way, "/endless/reset", "--http1.0")).ok
     done = await scene.fetch(way, "/all/end", "--http1.0")
     assert done.ok and done.stdout == b"b" * LENGTH, "the control"
+
+
+@pytest.mark.parametrize(("way", "port"), [("read", READ), ("TLS", TERMINATED)])
+async def test_another_protocol_ends_as_it_is_ended(scene: Scene, way: str, port: int) -> None:
+    """In order, or by a break; and nothing is kept of one whose client has gone."""
+    for then, expected in (("echo", "served"), ("end", "ended"), ("reset", "cut")):
+        done = await scene.box.run("python3", "-c", SWITCH, str(port), f"/switch/{then}", timeout=30)
+        assert done.text == f"{expected}\n", (then, done.stderr)
 
 
 @pytest.mark.parametrize("way", WAYS)
