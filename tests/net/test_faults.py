@@ -57,6 +57,7 @@ end = socket.create_connection(("good.test", port))
 end.settimeout(20)
 if port == 8443:
     context = ssl.create_default_context()
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     end = context.wrap_socket(end, server_hostname="good.test", suppress_ragged_eofs=False)
 head = f"GET {path} HTTP/1.1\\r\\nHost: good.test:{port}\\r\\nConnection: upgrade\\r\\nUpgrade: websocket\\r\\n\\r\\n"
 end.sendall(head.encode())
