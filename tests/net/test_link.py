@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 
 import anyio
 import pytest
 
-from hutch.net.link import PlainLink
+from hutch.net.authority import Impersonator, create
+from hutch.net.link import PlainLink, TlsLink
 
 pytestmark = pytest.mark.anyio
 
@@ -81,3 +83,28 @@ async def test_a_link_that_is_not_closed_in_order_is_a_reset(in_order: bool) -> 
         with pytest.raises(ConnectionResetError):
             await peer.receive()
     peer.close()
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_an_end_that_tls_does_not_announce_is_none(announced: bool) -> None:
+    """Whatever the version of Python makes of one."""
+    authority = create("box")
+    server = Impersonator(authority).context("good.test", "http/1.1")
+    client = ssl.create_default_context(cadata=authority.certificate)
+    client.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
+    ours, theirs = _pair()
+    near, far = TlsLink(PlainLink(ours), client, server_name="good.test"), TlsLink(PlainLink(theirs), server)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(far.handshake)
+        await near.handshake()
+    await far.send(b"part")
+    assert await near.receive() == b"part"
+    if announced:
+        await far.end()
+        assert await near.receive() == b""
+    else:
+        far.close()
+        with pytest.raises(ssl.SSLError):
+            await near.receive()
+    near.close()
+    far.close()

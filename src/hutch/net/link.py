@@ -137,6 +137,7 @@ class TlsLink:
         self._below = below
         self._sending = anyio.Lock(fast_acquire=True)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # which some versions of Python set
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
         )
