@@ -204,9 +204,13 @@ static void pump(struct conn *conn)
                 list_append(&conn->ready, &watcher->of_ready);
         }
     }
-    uint32_t more = list_empty(&conn->out) && list_empty(&conn->ready) ? 0 : EPOLLOUT;
-    if (!conn->closed && !source_watch(&conn->source, EPOLLIN | more))
+    bool more = !list_empty(&conn->out) || !list_empty(&conn->ready);
+    if (conn->closed)
+        return;
+    if (!conn->number && !source_watch(&conn->source, EPOLLIN | (more ? EPOLLOUT : 0)))
         conn_close(conn);
+    else if (conn->number && more && !conn->blocked) /* it has no descriptor whose room could bring the next turn */
+        port_go_on();
 }
 
 void conn_flush_all(void)

@@ -37,6 +37,8 @@ void port_tell(uint8_t type, uint16_t number, const void *payload, size_t size)
     }
 }
 
+void port_go_on(void) { source_watch(&port, EPOLLIN | EPOLLOUT); }
+
 ssize_t port_send(struct conn *conn, const struct iovec *part, int parts)
 {
     size_t most = conn->credit < LINE_DATA_MAX ? conn->credit : LINE_DATA_MAX, size = 0;
@@ -52,7 +54,7 @@ ssize_t port_send(struct conn *conn, const struct iovec *part, int parts)
         return (ssize_t)size;
     }
     if (size > 0)
-        source_watch(&port, EPOLLIN | EPOLLOUT);
+        port_go_on();
     errno = EAGAIN;
     return -1;
 }

@@ -26,6 +26,9 @@ void port_read(struct line_frame *frame);
 /* Send bytes of a connection as sendmsg would: what was taken, or -1 with EAGAIN. */
 ssize_t port_send(struct conn *conn, const struct iovec *part, int parts);
 
+/* Have the loop turn once more as soon as the port has room: connections have more to send. */
+void port_go_on(void);
+
 /* The main command's log and end: for the host's files. */
 void port_log(uint8_t stream, uint64_t position, const struct iovec *place, int pieces, size_t size);
 void port_exit(int32_t status, bool timed_out, uint64_t unix_ns);

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 import msgspec
 import pytest
 
+from hutch.core import agentproto
 from hutch.engine.base import Capability, Lower, MountPlan, Observed, Upper, Usage
 from hutch.errors import EngineError, InvalidArgumentError, InvalidStateError, StorageError, UpstreamUnavailableError
 from hutch.host import mapping, proc
-from tests.engine.boxes import plan, running
+from tests.engine.boxes import ENVIRONMENT, plan, received, running
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hutch.engine.base import Engine
     from hutch.engine.container import ContainerEngine
 
@@ -335,6 +339,48 @@ async def test_connect_is_non_blocking(engine: Engine, rootfs: Path, tmp_path: P
         with await engine.connect(box.directory) as connection:
             assert connection.family == socket.AF_UNIX
             assert connection.getblocking() is False
+
+
+async def test_much_that_is_ready_at_once_is_said_unasked(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
+    """More of it than the agent sends in one turn, and then nothing happens that would give it another."""
+    names = [f"much{number}" for number in range(100)]
+
+    def ends(connection: socket.socket) -> None:
+        connection.setblocking(True)
+        connection.settimeout(5)
+        connection.sendall(b"".join(agentproto.attach(name, {1: 0, 2: 0}, req=0) for name in names))
+        waiting = {(name, stream) for name in names for stream in (1, 2)}
+        for frame in received(connection):
+            if agentproto.decode_answer(frame) is None:
+                event = agentproto.decode_event(frame)
+                if isinstance(event, agentproto.Eof):
+                    waiting.remove((frame.exec_id, event.stream))
+                    if not waiting:
+                        return
+        raise AssertionError("the agent closed the connection")
+
+    async with running(engine, plan(tmp_path / "box", rootfs)) as box:
+        await anyio.to_thread.run_sync(_run_all, await engine.connect(box.directory), names)
+        with await engine.connect(box.directory) as connection:
+            await anyio.to_thread.run_sync(ends, connection)
+
+
+def _run_all(connection: socket.socket, names: Sequence[str]) -> None:
+    """Run a command under each id, to its end; its output is kept."""
+    with connection:
+        connection.setblocking(True)
+        connection.settimeout(10)
+        for number, name in enumerate(names, 1):
+            connection.sendall(agentproto.start(name, ["echo", name], req=number, env=ENVIRONMENT))
+        ended = 0
+        for frame in received(connection):
+            if (answer := agentproto.decode_answer(frame)) is not None:
+                assert isinstance(answer, agentproto.Started), answer
+            elif isinstance(agentproto.decode_event(frame), agentproto.Exited):
+                ended += 1
+                if ended == len(names):
+                    return
+    raise AssertionError("the agent closed the connection")
 
 
 async def test_several_boxes_at_once(engine: Engine, rootfs: Path, tmp_path: Path) -> None:
