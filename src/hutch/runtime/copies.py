@@ -47,9 +47,8 @@ class Copies:
         bounds = self._runtime.bounds
         async with self._runtime.disks.using(), self._records.holding_still(box_id) as (record, running):
             disks = await self._runtime.disks.capture(record, running=running)
-            now = time.time()
             copy = msgspec.structs.replace(
-                _unstarted(record, now),
+                _unstarted(record),
                 id=new_id(),
                 spec=msgspec.structs.replace(
                     record.spec,
@@ -79,7 +78,7 @@ class Copies:
                         raise InvalidStateError(f"box {title(record)} does not run ({record.state}); clone it")
                     disks = await self._runtime.disks.capture(record, running=True)
                 copy = msgspec.structs.replace(
-                    _unstarted(record, time.time()),
+                    _unstarted(record),
                     id=child,
                     spec=msgspec.structs.replace(
                         record.spec, name=name, network=with_free_ports(self._runtime.bounds, record.spec.network)
@@ -119,10 +118,9 @@ class Copies:
         self._check_new_name(name)
         async with self._runtime.disks.using():
             contents, disks = await archive.read(check_path("the archive", path), self._home, self._engines.container)
-            now = time.time()
             spec = msgspec.structs.replace(contents.spec, name=name, mounts=(), network=NetPolicy(), detach=False)
             record = msgspec.structs.replace(
-                _unstarted(contents, now),
+                _unstarted(contents),
                 id=new_id(),
                 spec=spec,
                 isolation=await self._engines.choose(spec),
@@ -156,7 +154,7 @@ class Copies:
             secrets=(),
         )
         reader = msgspec.structs.replace(
-            _unstarted(msgspec.structs.replace(record, command=None), time.time()),
+            _unstarted(msgspec.structs.replace(record, command=None)),
             id=new_id(),
             spec=spec,
             disks=disks,
@@ -186,7 +184,8 @@ class Copies:
         return [archive.folder(path, owned_by_box=owned_by_box) for path, owned_by_box in layers]
 
 
-def _unstarted(record: BoxRecord, now: float) -> BoxRecord:
+def _unstarted(record: BoxRecord) -> BoxRecord:
+    now = time.time()
     return msgspec.structs.replace(
         record,
         state=lifecycle.after(BoxState.CONFIGURED, lifecycle.Event.STOPPED)
