@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from tests.engine.boxes import Box
 
 pytestmark = pytest.mark.anyio
+
+GUARD = "/guard.so"
+"""In the emulator's root (agent/guard)."""
 
 
 def emulator(box: Box) -> int:
@@ -121,6 +125,39 @@ async def test_the_emulator_is_confined(vm: VmEngine, rootfs: Path, tmp_path: Pa
         root = Path(f"/proc/{emulator(box)}/root")
         assert not (root / "root").exists() and not (root / "proc/self").exists() and not (root / "bin/sh").exists()
         assert not os.access(root / "etc/passwd", os.F_OK)
+
+
+async def test_the_emulators_network_stack_is_guarded(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    """By a file of its own root that nobody can change; and the line is where the guard puts it."""
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        proc = Path(f"/proc/{emulator(box)}")
+        mapped = [line.split() for line in (proc / "maps").read_text().splitlines()]
+        assert "r-xp" in {parts[1] for parts in mapped if parts[-1] == GUARD}
+        assert (proc / "environ").read_bytes() == f"LD_PRELOAD={GUARD}\0".encode()
+        assert str((proc / "fd/3").readlink()).startswith("socket:")
+        assert stat.S_IMODE(os.stat(f"{proc}/root{GUARD}").st_mode) == 0o444
+        assert os.statvfs(f"{proc}/root{GUARD}").f_flag & os.ST_RDONLY
+
+
+@pytest.mark.parametrize(
+    ("whole", "broken", "told"),
+    [(b"\x7fELF", b"\x7fELM", "'3' is not a socket"), (b"slirp_input\0", b"slirp_inpux\0", "cannot be guarded")],
+    ids=["unloadable", "of another stack"],
+)
+async def test_without_a_guard_no_emulator_runs(
+    own_store: Path, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes, broken: bytes, told: str
+) -> None:
+    """With an agent that carries a bad one."""
+    before, _, after = agent_path().read_bytes().rpartition(whole)
+    agent = tmp_path / "box-agent"
+    agent.write_bytes(before + broken + after)
+    agent.chmod(0o755)
+    monkeypatch.setenv("HUTCH_AGENT", str(agent))
+    vm = VmEngine(own_store)
+    box_plan = plan(tmp_path / "box", rootfs)
+    with pytest.raises(EngineError, match=told):
+        await vm.start(box_plan)
+    assert not vm.observe(box_plan.directory).running
 
 
 async def test_the_emulator_can_write_nothing_that_others_use(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
