@@ -226,6 +226,15 @@ def _pieces() -> Iterator[bytes]:
     yield frame(ipv6(GUEST6, GOOD6, 44, struct.pack(">BBHI", UDP, 0, 1, 7) + body[:8]))
 
 
+async def test_the_stack_offers_nothing(runtime: LocalRuntime, world: World) -> None:
+    """No files, no answer to a ping; but it is there."""
+    box = await _vm(runtime, GOOD)
+    request = b"\0\x01file\0octet\0"
+    assert (await box.run("talk", "udp", STACK, "69", "1", input=request)).stdout == b""
+    assert not (await box.run("busybox", "ping", "-c", "1", "-W", "1", STACK)).ok
+    assert (await box.run(*KNOCK)).ok
+
+
 async def test_other_addresses_change_nothing(runtime: LocalRuntime, world: World) -> None:
     box = await _vm(runtime, "good.test")
     script = f"""
