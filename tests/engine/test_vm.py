@@ -145,7 +145,13 @@ async def test_the_emulators_network_stack_is_guarded(vm: VmEngine, rootfs: Path
     ids=["unloadable", "of another stack"],
 )
 async def test_without_a_guard_no_emulator_runs(
-    own_store: Path, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes, broken: bytes, told: str
+    own_store: Path,
+    rootfs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: bytes,
+    broken: bytes,
+    told: str,
 ) -> None:
     """With an agent that carries a bad one."""
     before, _, after = agent_path().read_bytes().rpartition(whole)
