@@ -135,8 +135,8 @@ async def test_the_emulators_network_stack_is_guarded(vm: VmEngine, rootfs: Path
         assert "r-xp" in {parts[1] for parts in mapped if parts[-1] == GUARD}
         assert (proc / "environ").read_bytes() == f"LD_PRELOAD={GUARD}\0".encode()
         assert str((proc / "fd/3").readlink()).startswith("socket:")
-        assert stat.S_IMODE(os.stat(f"{proc}/root{GUARD}").st_mode) == 0o444
-        assert os.statvfs(f"{proc}/root{GUARD}").f_flag & os.ST_RDONLY
+        assert stat.S_IMODE((proc / "root" / GUARD[1:]).stat().st_mode) == 0o444
+        assert os.statvfs(proc / "root" / GUARD[1:]).f_flag & os.ST_RDONLY
 
 
 @pytest.mark.parametrize(
