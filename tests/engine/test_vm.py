@@ -139,33 +139,6 @@ async def test_the_emulators_network_stack_is_guarded(vm: VmEngine, rootfs: Path
         assert os.statvfs(proc / "root" / GUARD[1:]).f_flag & os.ST_RDONLY
 
 
-@pytest.mark.parametrize(
-    ("whole", "broken", "told"),
-    [(b"\x7fELF", b"\x7fELM", "'3' is not a socket"), (b"slirp_input\0", b"slirp_inpux\0", "cannot be guarded")],
-    ids=["unloadable", "of another stack"],
-)
-async def test_without_a_guard_no_emulator_runs(
-    own_store: Path,
-    rootfs: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    whole: bytes,
-    broken: bytes,
-    told: str,
-) -> None:
-    """With an agent that carries a bad one."""
-    before, _, after = agent_path().read_bytes().rpartition(whole)
-    agent = tmp_path / "box-agent"
-    agent.write_bytes(before + broken + after)
-    agent.chmod(0o755)
-    monkeypatch.setenv("HUTCH_AGENT", str(agent))
-    vm = VmEngine(own_store)
-    box_plan = plan(tmp_path / "box", rootfs)
-    with pytest.raises(EngineError, match=told):
-        await vm.start(box_plan)
-    assert not vm.observe(box_plan.directory).running
-
-
 async def test_the_emulator_can_write_nothing_that_others_use(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
     async with running(vm, plan(tmp_path / "box", rootfs)) as box:
         writable = set()
