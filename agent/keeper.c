@@ -88,7 +88,9 @@ static void tell_guest(uint8_t type, uint16_t number, const void *payload, size_
     uint8_t *place = room(LINE_HEADER + size);
     if (!place)
         return; /* a guest that has not read half a megabyte is not going to */
-    memcpy(line_header(place, type, number, (uint32_t)size), payload, size);
+    uint8_t *rest = line_header(place, type, number, (uint32_t)size);
+    if (size > 0)
+        memcpy(rest, payload, size);
     out_size += LINE_HEADER + size;
 }
 
@@ -402,6 +404,12 @@ static void notify_ready(struct source *source, uint32_t events)
         source_close(source); /* nobody is left who could ask */
 }
 
+static void confine(void)
+{
+    if (seccomp_install() < 0)
+        launch_fail("installing the filter of the keeper");
+}
+
 /* Before the commit, the host may hand over what resumes the guest. */
 static void control_ready(struct source *source, uint32_t events)
 {
@@ -413,6 +421,10 @@ static void control_ready(struct source *source, uint32_t events)
     if (text[0] == 'V') {
         tell_guest(LINE_RESUME, 0, text + 1, (size_t)size - 1);
     } else if (text[0] == 'G') {
+        if (keeper->notify_fd >= 0) { /* the emulator has opened its memory, and nothing else of it is looked into */
+            source_close(&notify);
+            confine();
+        }
         committed = true;
         source_watch(&listener, EPOLLIN);
         source_close(source);
@@ -433,6 +445,8 @@ _Noreturn void keeper_run(const struct keeper *given)
     keeper = given;
     if (loop_open() < 0)
         launch_fail("event loop");
+    if (keeper->notify_fd < 0)
+        confine();
     mainlog_open(keeper->log_fd, keeper->exit_fd);
     console_size = fstat(keeper->console_fd, &status) == 0 ? status.st_size : 0;
     timer_init(&patience, patience_over);

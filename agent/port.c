@@ -28,7 +28,9 @@ static bool put(size_t size)
 
 void port_tell(uint8_t type, uint16_t number, const void *payload, size_t size)
 {
-    memcpy(line_header(out, type, number, (uint32_t)size), payload, size);
+    uint8_t *rest = line_header(out, type, number, (uint32_t)size);
+    if (size > 0)
+        memcpy(rest, payload, size);
     while (!put(LINE_HEADER + size)) {
         struct pollfd room = {.fd = port.fd, .events = POLLOUT};
         poll(&room, 1, 1000);

@@ -301,7 +301,8 @@ bool node_restore(const struct share_item *item, const char *name)
         return true; /* stale then, like all that is forgotten */
     struct file_id file = {item->device, item->inode, item->born, mount_of(parent, name)};
     bool mount = parent == &top, own_id = item->id == FUSE_ROOT_ID + (uint64_t)file.mount;
-    if (node_find(item->id) || find_file(&file) || (mount ? !own_id : item->id <= FUSE_ROOT_ID + SHARE_MOUNT_MAX)) {
+    bool of_mount = item->id <= FUSE_ROOT_ID + SHARE_MOUNT_MAX; /* which are pinned: of more of them there would be no room for others */
+    if (node_find(item->id) || find_file(&file) || mount != of_mount || (mount && !own_id)) {
         errno = EINVAL;
         return false;
     }

@@ -52,6 +52,7 @@ struct machine {
     size_t cgroup_count;
     unsigned uid, gid, group; /* as root: who runs it, and the one further group (for /dev/kvm) */
     bool switch_user, memory;
+    rlim_t file_max; /* how large a file the emulator may make */
     const char *uid_map, *gid_map; /* of the mounts' user namespace */
     struct bind *mounts;
     size_t mount_count;
@@ -86,6 +87,8 @@ static void take_record(struct machine *machine, const char *key, const char *va
         machine->switch_user = sscanf(value, "%u:%u:%u", &machine->uid, &machine->gid, &machine->group) == 3;
     else if (!strcmp(key, "memory"))
         machine->memory = true;
+    else if (!strcmp(key, "file_max"))
+        machine->file_max = strtoull(value, NULL, 10);
     else if (!strcmp(key, "uid_map"))
         machine->uid_map = value;
     else if (!strcmp(key, "gid_map"))
@@ -200,7 +203,7 @@ static void send_fd(int socket, int fd)
 /* In the child: descriptors to their places, the filter, the program. `memory`: where its listener goes. -1: there is none. */
 static _Noreturn void run_emulator(struct machine *machine, int line, int files, int output, int memory)
 {
-    const struct rlimit no_core = {0, 0};
+    const struct rlimit no_core = {1, 1}, file_size = {machine->file_max, machine->file_max};
     struct rlimit open_files;
     size_t first = VM_FIXED + (size_t)machine->memory, count = machine->fd_count - first;
     int null = open("/dev/null", O_RDWR | O_CLOEXEC), high[VM_ROOM];
@@ -218,7 +221,9 @@ static _Noreturn void run_emulator(struct machine *machine, int line, int files,
             launch_fail("handing over descriptors");
     if (dup2(line, GUARD_LINE) < 0 || dup2(null, EMULATOR_LINE) < 0 || (files >= 0 && dup2(files, EMULATOR_FILES) < 0) || dup2(null, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
         launch_fail("handing over descriptors");
-    setrlimit(RLIMIT_CORE, &no_core);
+    setrlimit(RLIMIT_CORE, &no_core); /* see seccomp.c */
+    setrlimit(RLIMIT_FSIZE, &file_size);
+    signal(SIGXFSZ, SIG_IGN); /* an error of its disk then */
     if (getrlimit(RLIMIT_NOFILE, &open_files) == 0) { /* each connection of the guest is one */
         open_files.rlim_cur = open_files.rlim_max = open_files.rlim_max < EMULATOR_FD_MAX ? open_files.rlim_max : EMULATOR_FD_MAX;
         setrlimit(RLIMIT_NOFILE, &open_files);
@@ -230,6 +235,8 @@ static _Noreturn void run_emulator(struct machine *machine, int line, int files,
             launch_fail("installing the filter for the memory");
         send_fd(memory, listener);
     }
+    if (seccomp_install() < 0) /* its own filter, by -sandbox, comes on top */
+        launch_fail("installing the filter of system calls");
     execve(machine->argv[0], machine->argv, (char *[]){"LD_PRELOAD=" GUARD_PATH, NULL});
     launch_fail_about("running", machine->argv[0]);
 }

@@ -12,14 +12,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from packaging.requirements import Requirement
+from tests.packages import copy_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 NAME = "hutch-test"
@@ -67,7 +66,7 @@ def prepared() -> Iterator[OrdinaryUser]:
         for name in ("src", "tests"):
             shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", place)
-        _copy_packages(place / "packages")
+        copy_packages(place / "packages", _PACKAGES)
         subprocess.run(["chown", "-R", f"{NAME}:{NAME}", place], check=True)
         yield OrdinaryUser(place, _python(place))
     finally:
@@ -83,28 +82,3 @@ def _python(place: Path) -> str:
             return python
         told.append(f"{python}: {probe.stderr.strip()[-400:]}")
     raise RuntimeError("no Python here that an ordinary user can run with these packages: " + "; ".join(told))
-
-
-def _copy_packages(target: Path) -> None:
-    for name in _with_dependencies(_PACKAGES):
-        found = metadata.distribution(name)
-        for file in found.files or ():
-            source = Path(str(found.locate_file(file)))
-            if ".." not in file.parts and file.suffix != ".pyc" and source.is_file():
-                (target / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source, target / file)
-
-
-def _with_dependencies(names: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
-        for text in metadata.requires(name) or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
-    return found

@@ -12,7 +12,7 @@ from hutch.runtime.runtime import LocalRuntime
 from hutch.sdk.remote import RemoteRuntime
 from hutch.types import PublishedPort
 from tests.e2e.fleet import KEY, api_process, joined, runner_process, shared_home
-from tests.net.conftest import IMAGE, image_store, talk
+from tests.net.conftest import IMAGE, image_store
 from tests.net.test_ports import _answers, _serve_echo
 from tests.net.test_udp_ports import _Client
 from tests.remote.processes import free_ports
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
-__all__ = ["image_store", "talk"]
+__all__ = ["image_store"]
 
 FIRST = free_ports(100)
 LAST = FIRST + 99

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hutch.core import agentproto, frames
@@ -15,7 +16,6 @@ from hutch.types import Limits
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Iterator, Sequence
-    from pathlib import Path
 
     from hutch.engine.base import Engine
 
@@ -123,3 +123,10 @@ async def running(engine: Engine, box: BoxPlan) -> AsyncIterator[Box]:
         yield Box(box.directory, box, started, engine)
     finally:
         await engine.kill(box.directory)
+
+
+def emulator(box: Box) -> int:
+    """The pid of a VM's emulator: the keeper's only child."""
+    children = Path(f"/proc/{box.started.pid}/task/{box.started.pid}/children").read_text().split()
+    assert len(children) == 1
+    return int(children[0])

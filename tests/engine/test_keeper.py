@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import struct
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from hutch.engine import record
@@ -18,7 +23,6 @@ from hutch.host.proc import Process, poll_until
 
 if TYPE_CHECKING:
     import socket
-    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.root]
 
@@ -52,20 +56,29 @@ class Kept(NamedTuple):
         return await poll_until(lambda: not self.process.alive(), 10)
 
 
-async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
+async def keep(
+    directory: Path,
+    script: str,
+    *,
+    file: Path | None = None,
+    comes_up: bool = True,
+    commit: bool = True,
+    seconds: float = 20,
+) -> Kept:
     """Start a keeper whose emulator boots at once, comes up when it is resumed, and then runs the script, in which
-    ``take 8`` waits for the first connection."""
+    ``take 8`` waits for the first connection. ``file``: one that it sees at its own place."""
     (directory / "run").mkdir(parents=True)
     busybox = shutil.which("busybox")
     assert busybox is not None
     # The shell finds no programs, so each is asked of it by its path.
     functions = {
+        "cat": f'{busybox} cat "$@"',
         "take": f"{busybox} dd bs=1 count=$1 <&3 >/dev/null 2>&1",
         "head": f'{busybox} head "$@"',
         "sleep": f'{busybox} sleep "$@"',
     }
     defined = " ".join(f"{name}() {{ {body}; }};" for name, body in functions.items())
-    script = f"{defined} {say(frame(READY))}; take 9; {say(frame(UP))}; {script}"
+    script = f"{defined} {say(frame(READY))}; take 9; {say(frame(UP)) if comes_up else ':'}; {script}"
     user = f"{vm_launch.USER}:{vm_launch.USER}:{vm_launch.USER}"
     records = [
         ("stage", str(directory / "run")),
@@ -74,11 +87,12 @@ async def keep(directory: Path, script: str, *, commit: bool = True) -> Kept:
         ("bind", "/dev/null"),
         ("bind", "/dev/zero"),
     ]
+    records += [("bind", str(file))] if file else []
     records += [("argument", word) for word in (busybox, "sh", "-c", script)]
     console = os.open(directory / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
     launch = Launch(agent_path(), "vm")
     try:
-        with anyio.fail_after(20), record.listen(directory) as listener:
+        with anyio.fail_after(seconds), record.listen(directory) as listener:
             logs = open_logs(directory)
             launch.hand_over(encode(records), [listener.fileno(), *logs, console])
             for fd in (*logs, console):
@@ -159,3 +173,47 @@ async def test_log_exit_and_orderly_end(tmp_path: Path) -> None:
 async def test_without_a_commit_nothing_stays(tmp_path: Path) -> None:
     kept = await keep(tmp_path / "box", "sleep 100", commit=False)
     assert await kept.ends()
+
+
+async def test_a_guest_that_is_ready_again_and_again_is_not_waited_out(tmp_path: Path) -> None:
+    """Nobody else in the process waits meanwhile, and the limit holds."""
+    file = tmp_path / "ready"
+    file.write_bytes(frame(READY) * (1 << 20))
+    with pytest.raises(TimeoutError):
+        await keep(tmp_path / "box", f"while :; do cat {file} >&3; done", file=file, comes_up=False, seconds=2)
+
+
+async def test_any_frames_beside_any_hosts(tmp_path: Path) -> None:
+    """A guest says all that can be said, in any order, while hosts come, write, read a little and go: the keeper goes
+    on, and takes no more memory and descriptors than before."""
+    chance = random.Random(7)
+    kinds = [kind for kind in range(40) if kind != OFF]
+    said = bytearray()
+    for _ in range(20_000):
+        payload = chance.randbytes(chance.choice((0, 1, 4, 9, 13, 100, 1000)))
+        if chance.random() < 0.5:
+            payload = bytes([chance.randrange(4)]) + payload
+        said += frame(chance.choice([*kinds, DATA, DATA, DATA]), payload, number=chance.randrange(12))
+    file = tmp_path / "said"
+    file.write_bytes(said)
+    kept = await keep(tmp_path / "box", f"cat <&3 >/dev/null & while :; do cat {file} >&3; done", file=file)
+
+    def facts() -> tuple[int, int]:
+        resident = Path(f"/proc/{kept.process.pid}/statm").read_text().split()[1]
+        return int(resident) * 4096, len(os.listdir(f"/proc/{kept.process.pid}/fd"))
+
+    def come_and_go() -> None:
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), kept.connect() as connection:  # the guest may close it at any moment
+                connection.settimeout(0.02)
+                connection.send(bytes(30_000))
+                connection.recv(1000)
+
+    before, end = facts(), time.monotonic() + 3
+    async with anyio.create_task_group() as tasks:
+        for _ in range(6):
+            tasks.start_soon(anyio.to_thread.run_sync, come_and_go)
+    assert kept.process.alive()
+    after = facts()
+    assert after[0] < before[0] + (8 << 20) and after[1] <= before[1] + 8
+    await kept.process.kill(5)

@@ -1,4 +1,4 @@
-"""What is particular to boxes that are VMs: templates, confinement of the emulator, its faults."""
+"""What is particular to boxes that are VMs: confinement of the emulator, its faults, forks."""
 
 from __future__ import annotations
 
@@ -8,30 +8,19 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
 import pytest
 
 from hutch.engine import record
-from hutch.engine.base import Lower, MountPlan, Observed
-from hutch.engine.launcher import BoxFault
-from hutch.engine.vm import VmEngine, disk, launch, qcow2, qmp
+from hutch.engine.base import Lower, Observed
+from hutch.engine.vm import VmEngine, disk, launch, qcow2
 from hutch.errors import EngineError, StorageError, UpstreamUnavailableError
-from hutch.host import kvm
-from hutch.host.binary import agent_path
-from hutch.host.proc import boot_id
 from hutch.types import Limits
-from tests.engine.boxes import plan, running
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.engine.boxes import Box
+from tests.engine.boxes import emulator, plan, running
 
 pytestmark = pytest.mark.anyio
 
@@ -39,25 +28,9 @@ GUARD = "/guard.so"
 """In the emulator's root (agent/guard)."""
 
 
-def emulator(box: Box) -> int:
-    """The emulator's pid: the keeper's only child."""
-    children = Path(f"/proc/{box.started.pid}/task/{box.started.pid}/children").read_text().split()
-    assert len(children) == 1
-    return int(children[0])
-
-
 def status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-@pytest.fixture
-def own_store(vm_store: Path, tmp_path: Path) -> Path:
-    """A store with the kernel and nothing else."""
-    store = tmp_path / "store"
-    store.mkdir()
-    (store / "kernels").symlink_to(vm_store / "kernels")
-    return store
 
 
 async def test_two_boxes_of_a_template_are_strangers(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
@@ -114,14 +87,13 @@ async def test_the_emulator_is_confined(vm: VmEngine, rootfs: Path, tmp_path: Pa
         host = {name: str(Path(f"/proc/self/ns/{name}").readlink()) for name in ("mnt", "net", "ipc", "uts", "pid")}
         for pid in (box.started.pid, emulator(box)):
             facts = status(pid)
-            assert facts["NoNewPrivs"] == "1"
+            assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", "2")
             for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
                 assert int(facts[name], 16) == 0, name
             if os.geteuid() == 0:
                 assert set(facts["Uid"].split()) == set(facts["Gid"].split()) == {str(launch.USER)}
             for name, own in host.items():
                 assert str(Path(f"/proc/{pid}/ns/{name}").readlink()) != own, name
-        assert status(emulator(box))["Seccomp"] == "2"
         root = Path(f"/proc/{emulator(box)}/root")
         assert not (root / "root").exists() and not (root / "proc/self").exists() and not (root / "bin/sh").exists()
         assert not os.access(root / "etc/passwd", os.F_OK)
@@ -153,103 +125,6 @@ async def test_the_emulator_can_write_nothing_that_others_use(vm: VmEngine, root
         assert shared and all(line.split()[1] == "rw-p" for line in shared)
 
 
-async def test_a_template_can_be_deleted_at_any_time(own_store: Path, rootfs: Path, tmp_path: Path) -> None:
-    vm = VmEngine(own_store)
-    async with running(vm, plan(tmp_path / "one", rootfs)) as box:
-        shutil.rmtree(own_store / "templates")
-        assert (await box.sh("echo alive")).out == "alive\n"
-    shape = await vm.shape(Limits())
-    async with anyio.create_task_group() as tasks:  # two that want it at once make it once
-        for name in ("two", "three"):
-            tasks.start_soon(vm.start, plan(tmp_path / name, rootfs))
-    assert [path.name for path in (own_store / "templates").glob("[!.]*")] == [shape.key]
-    for name in ("two", "three"):
-        await vm.kill(tmp_path / name)
-        assert not (tmp_path / name / "run/state.json").exists()
-
-
-PREPARER = """
-import anyio, pathlib, sys
-from hutch.engine.vm import VmEngine
-anyio.run(VmEngine(pathlib.Path(sys.argv[1]), agent=pathlib.Path(sys.argv[2])).set_up, lambda step: None)
-"""
-
-
-def test_processes_make_one_template_of_each_key(own_store: Path, tmp_path: Path) -> None:
-    """Two that want the same at the same time make it once; another agent is another key, and has its own."""
-    agent, folder = tmp_path / "agent", own_store / "templates"
-    shutil.copy(agent_path(), agent)
-    argv = [sys.executable, "-c", PREPARER, str(own_store), str(agent)]
-    both = [subprocess.Popen(argv) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
-    (first,) = folder.glob("[!.]*")
-    made = first.stat().st_ino
-    with agent.open("ab") as file:
-        file.write(b"another")
-    assert subprocess.run(argv, timeout=60).returncode == 0
-    assert len(set(folder.glob("[!.]*"))) == 2 and first.stat().st_ino == made
-    assert not list(folder.glob(".*.part"))
-
-
-async def test_a_guest_that_does_not_boot_under_kvm_runs_without(
-    vm_store: Path, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """No guest is as quick as this limit, whatever KVM is like here. From then on it is not tried any more."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("hutch.engine.vm.template.KVM_BOOT_SECONDS", 0.05)
-    (tmp_path / "hutch").mkdir()
-    (tmp_path / "hutch/kvm").write_text(f"{boot_id()} {os.geteuid()} yes")
-    kvm.usable.cache_clear()
-    try:
-        vm = VmEngine(vm_store)
-        async with running(vm, plan(tmp_path / "box", rootfs)) as box:
-            assert (await box.sh("echo translated")).out == "translated\n"
-            assert "tcg" in Path(f"/proc/{emulator(box)}/cmdline").read_text()
-        assert not await vm.uses_kvm()
-        assert "KVM is not used any more until the machine restarts" in caplog.text
-    finally:
-        kvm.usable.cache_clear()
-
-
-async def test_a_spoilt_template_is_thrown_away(own_store: Path, rootfs: Path, tmp_path: Path) -> None:
-    """The box boots then, as it would without templates."""
-    vm = VmEngine(own_store)
-    async with running(vm, plan(tmp_path / "one", rootfs)):
-        pass
-    folder = own_store / "templates" / (await vm.shape(Limits())).key
-    (folder / "state").write_bytes(b"no state")
-    async with running(vm, plan(tmp_path / "two", rootfs)) as box:
-        assert (await box.sh("echo booted")).out == "booted\n"
-        assert not folder.exists()
-        # What booted maps no template.
-        assert "/templates/" not in Path(f"/proc/{emulator(box)}/maps").read_text()
-
-
-async def test_a_fault_of_the_box_costs_no_template(
-    vm: VmEngine, rootfs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also when the launcher has ended before anybody asks for the monitor."""
-    real = qmp.monitor
-
-    @contextlib.asynccontextmanager
-    async def late(directory: Path, **options: float) -> AsyncIterator[qmp.Monitor]:
-        with anyio.fail_after(10), contextlib.suppress(UpstreamUnavailableError):
-            while True:
-                record.connect(directory, qmp.SOCKET).close()
-                await anyio.sleep(0.01)
-        async with real(directory, **options) as monitor:
-            yield monitor
-
-    async with running(vm, plan(tmp_path / "one", rootfs)):
-        template = vm.templates._folder / (await vm.shape(Limits())).key
-        before = template.stat().st_ino
-    monkeypatch.setattr(qmp, "monitor", late)
-    missing = MountPlan(source=tmp_path / "missing", target="/mnt")
-    with pytest.raises(BoxFault, match="missing"):
-        await vm.start(plan(tmp_path / "two", rootfs, mounts=[missing]))
-    assert template.stat().st_ino == before
-
-
 async def test_a_killed_emulator_ends_the_box(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
     async with running(vm, plan(tmp_path / "box", rootfs)) as box:
         entry = record.read(box.directory)
@@ -272,6 +147,17 @@ async def test_a_frozen_emulator_is_ended_in_time(
     async with running(vm, plan(tmp_path / "box", rootfs)) as box:
         os.kill(emulator(box), signal.SIGSTOP)
         with anyio.fail_after(20):
+            with pytest.raises(UpstreamUnavailableError):
+                await vm.freeze(box.directory)
+            await vm.kill(box.directory)
+        assert vm.observe(box.directory) == Observed(running=False)
+
+
+async def test_a_box_that_takes_no_more_connections_can_be_ended(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        with contextlib.ExitStack() as stack:
+            for _ in range(64):
+                stack.enter_context(await vm.connect(box.directory))
             with pytest.raises(UpstreamUnavailableError):
                 await vm.freeze(box.directory)
             await vm.kill(box.directory)
@@ -314,6 +200,26 @@ async def test_what_runs_survives_in_a_fork(vm: VmEngine, rootfs: Path, tmp_path
         assert (await box.sh("ls /passed")).status != 0
 
 
+async def test_memory_meets_the_disk_that_it_was_saved_with(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    """Whatever a start before, which was not committed, has written."""
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        await vm.save(box.directory, tmp_path / "memory")
+        await vm.copy_upper(box.directory, tmp_path / "copy")
+    twin = plan(tmp_path / "twin", rootfs, lowers=[Lower(tmp_path / "copy", owned_by_box=True)])
+    twin = msgspec.structs.replace(twin, saved=tmp_path / "given")
+    for _ in range(2):
+        shutil.copy(tmp_path / "memory", tmp_path / "given")
+        async with running(vm, twin) as fork:
+            assert not (tmp_path / "given").exists()
+            await vm.thaw(fork.directory)
+            output = await fork.sh("""
+                last=$(($(cat /sys/block/vda/size) - 1)); echo 3 > /proc/sys/vm/drop_caches
+                dd if=/dev/vda skip=$last count=1 2>/dev/null | tr -d '\\0'
+                echo written by another start | dd of=/dev/vda seek=$last conv=sync,fsync 2>/dev/null && echo done
+            """)
+            assert output.out == "done\n"
+
+
 async def test_a_damaged_disk_is_named(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
     box_plan = plan(tmp_path / "box", rootfs)
     async with running(vm, box_plan):
@@ -326,6 +232,11 @@ async def test_a_damaged_disk_is_named(vm: VmEngine, rootfs: Path, tmp_path: Pat
     forged = bytearray(whole)
     forged[8:20] = (104).to_bytes(8, "big") + (11).to_bytes(4, "big")
     forged[104:115] = b"/etc/passwd"
+    path.write_bytes(forged)
+    with pytest.raises(StorageError, match="tampered"):
+        await vm.start(box_plan)
+    forged = bytearray(whole)
+    forged[24:32] = (1 << 40).to_bytes(8, "big")  # larger than it may be
     path.write_bytes(forged)
     with pytest.raises(StorageError, match="tampered"):
         await vm.start(box_plan)

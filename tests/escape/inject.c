@@ -12,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { BELOW_THE_STACK = 4096, ROOM = 512, PATIENCE = 2000 };
+enum { BELOW_THE_STACK = 4096, ROOM = 512, PATIENCE = 2000, CALL_PATIENCE = 15000 };
 
 static void need(int condition, const char *what)
 {
@@ -73,7 +73,7 @@ static int came_back(pid_t pid)
     char path[32], line[256], *state;
     int status;
 
-    for (int i = 0; i < PATIENCE; i++) {
+    for (int i = 0; i < CALL_PATIENCE; i++) {
         pid_t found = waitpid(pid, &status, __WALL | WNOHANG);
         need(found >= 0, "waiting for the call");
         if (found == pid)

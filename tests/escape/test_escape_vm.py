@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -19,7 +20,9 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from hutch.engine import record
 from hutch.engine.vm import VmEngine, disk
+from hutch.host.proc import poll_until
 from hutch.types import Limits
 from tests.engine import boxes
 from tests.escape.conftest import in_box, on_host
@@ -31,8 +34,10 @@ pytestmark = pytest.mark.root
 
 # Numbers of system calls (x86-64).
 SOCKET, CONNECT, FCNTL, PWRITE, OPEN, KILL, PTRACE, SHMGET = 41, 42, 72, 18, 2, 62, 101, 29
+MMAP, FTRUNCATE = 9, 77
+KEYCTL, PERF_EVENT_OPEN, BPF, USERFAULTFD, IO_URING_SETUP = 250, 298, 321, 323, 425
 EXECVE, SETUID, UNSHARE, MOUNT, SETPRIORITY = 59, 105, 272, 165, 141
-EPERM, ENOENT, ESRCH, EBADF, EINVAL, ECONNREFUSED = 1, 2, 3, 9, 22, 111
+EPERM, ENOENT, ESRCH, EBADF, EINVAL, EFBIG, ENOSYS, ECONNREFUSED = 1, 2, 3, 9, 22, 27, 38, 111
 PTRACE_ATTACH, F_GETFL = 16, 3
 
 
@@ -257,8 +262,54 @@ def test_calls_that_the_emulator_is_denied(
     anyio.run(main)
 
 
+def test_a_taken_emulator_has_no_more_calls_than_a_container(
+    box: boxes.Box, bystander: subprocess.Popen[bytes], inject: Callable[..., str]
+) -> None:
+    """Interfaces of the kernel with a history, and keys: what joined the session of the host's user has them."""
+    session = (KEYCTL, 0, -3, 0)  # the id of the session's key ring
+    for call in (
+        session,
+        (PERF_EVENT_OPEN, 0, 0, -1, -1, 0),
+        (BPF, 99, 0, 0),
+        (USERFAULTFD, -1),
+        (IO_URING_SETUP, 1, 0),
+    ):
+        assert int(inject(bystander.pid, *call)) not in (-EPERM, -ENOSYS), call
+        assert int(inject(emulator(box), *call)) in (-EPERM, -ENOSYS), call
+    # The one limit that keeps the kernel from handing its memory to a program of the host when it crashes (core(5)).
+    limits = Path(f"/proc/{emulator(box)}/limits").read_text().splitlines()
+    assert next(line.split()[4:6] for line in limits if line.startswith("Max core")) == ["1", "1"]
+
+
 def test_a_taken_emulator_changes_no_priorities(
     box: boxes.Box, bystander: subprocess.Popen[bytes], inject: Callable[..., str]
 ) -> None:
     assert inject(bystander.pid, SETPRIORITY, 0, 0, 1) == "0"
     assert int(inject(emulator(box), SETPRIORITY, 0, 0, 1)) == -EPERM
+
+
+def test_a_taken_emulator_uses_up_no_more_than_it_may_need(
+    image: Path, vm_store: Path, tmp_path: Path, bystander: subprocess.Popen[bytes], inject: Callable[..., str]
+) -> None:
+    """The host's disk, memory and processes: its own files can grow so far, and to take all memory is the end."""
+    vm = VmEngine(vm_store)
+    (tmp_path / "file").touch()
+    control = inject(bystander.pid, OPEN, f"@{tmp_path / 'file'}", os.O_RDWR)
+    assert inject(bystander.pid, FTRUNCATE, control, 1 << 40) == "0"
+    populated = (MMAP, 0, 3 << 30, 3, 0x8022, -1, 0)  # private, anonymous, there at once
+
+    async def main() -> None:
+        async with boxes.running(vm, boxes.plan(tmp_path / "box", image, limits=Limits(memory_mib=96))) as box:
+            pid = emulator(box)
+            ignored = Path(f"/proc/{pid}/status").read_text().split("SigIgn:")[1].split()[0]
+            assert int(ignored, 16) >> (signal.SIGXFSZ - 1) & 1  # so that it gets an error
+            own = next(entry for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.readlink().name == disk.DISK)
+            assert int(inject(pid, FTRUNCATE, own.name, 1 << 40)) == -EFBIG
+            entry = record.alive(box.directory)
+            group = None if entry is None else entry.group._at("pids")
+            assert group is not None and int(Path(group.file("pids.max")).read_text()) <= 300
+            with anyio.fail_after(40):
+                assert await anyio.to_thread.run_sync(inject, pid, *populated) == "killed"
+            assert await poll_until(lambda: not vm.observe(box.directory).running, 10)
+
+    anyio.run(main)

@@ -109,6 +109,49 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
         anyio.run(main)
 
 
+def test_the_newest_come_first_and_the_deleted_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to("nowhere")  # as one that is deleted between a look at the folder and one at it
+    for name, when in (("old", 1), ("new", 3), ("middle", 2)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (when, when))
+    assert [path.name for path in files.newest_first(tmp_path.iterdir())] == ["new", "middle", "old"]
+
+
+SCRATCH = """
+import pathlib, sys, time
+import anyio
+from hutch.host import files
+async def main():
+    async with files.scratch(pathlib.Path(sys.argv[1]), "dead") as folder:
+        (folder / "file").write_text("half of it")
+        print("made", flush=True)
+        await anyio.sleep(100)
+anyio.run(main)
+"""
+
+
+def test_what_the_dead_have_not_completed_is_removed(tmp_path: Path) -> None:
+    """And nothing of the living, in this process or in others."""
+    (tmp_path / ".other").mkdir()
+    (tmp_path / "complete").mkdir()
+
+    async def main() -> None:
+        async with files.scratch(tmp_path, "mine") as mine:
+            with subprocess.Popen([sys.executable, "-c", SCRATCH, str(tmp_path)], stdout=subprocess.PIPE) as maker:
+                assert maker.stdout is not None and maker.stdout.readline() == b"made\n"
+                (theirs,) = tmp_path.glob(".dead.*")
+                async with files.scratch(tmp_path, "more") as more:
+                    (more / "file").touch()
+                assert mine.exists() and not more.exists() and (theirs / "file").exists()
+                maker.kill()
+            async with files.scratch(tmp_path, "next") as done:
+                done.rename(tmp_path / "done")
+            assert mine.exists() and not theirs.exists()
+
+    anyio.run(main)
+    assert {path.name for path in tmp_path.iterdir()} == {".other", "complete", "done"}
+
+
 def test_remove_tree(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.write_text("kept")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import ssl
 import subprocess
 from pathlib import Path
@@ -31,28 +30,24 @@ IMAGE = "busybox:test"
 @pytest.fixture(scope="session")
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program of talk.c."""
-    program = tmp_path_factory.mktemp("talk") / "talk"
-    subprocess.run(["gcc", "-static", "-O1", "-o", program, Path(__file__).with_name("talk.c")], check=True)
-    return program
+    return _built(tmp_path_factory.mktemp("talk"), "talk")
 
 
 @pytest.fixture(scope="session")
 def probes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program of probes.c."""
-    program = tmp_path_factory.mktemp("probes") / "probes"
-    subprocess.run(["gcc", "-static", "-O1", "-o", program, Path(__file__).with_name("probes.c")], check=True)
-    return program
+    return _built(tmp_path_factory.mktemp("probes"), "probes")
 
 
 @pytest.fixture(scope="session")
-def image_store(tmp_path_factory: pytest.TempPathFactory, talk: Path, probes: Path) -> Path:
+def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image store that holds the test image."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     home = tmp_path_factory.mktemp("seed") / "home"
     tree = rootfs.build(tmp_path_factory.mktemp("image") / "rootfs")
-    for program in (talk, probes):
-        shutil.copy(program, tree / "bin")
+    for name in ("talk", "probes"):
+        _built(tree / "bin", name)
 
     async def load() -> None:
         async with LocalRuntime(home) as runtime:
@@ -60,6 +55,12 @@ def image_store(tmp_path_factory: pytest.TempPathFactory, talk: Path, probes: Pa
 
     anyio.run(load)
     return home / "images"
+
+
+def _built(folder: Path, name: str) -> Path:
+    program = folder / name
+    subprocess.run(["gcc", "-static", "-O1", "-o", program, Path(__file__).with_name(f"{name}.c")], check=True)
+    return program
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,10 @@ class Client:
         await self._caller.send(self.h2.data_to_send())
         return number
 
+    async def say(self, data: bytes) -> None:
+        """Say what is no HTTP/2."""
+        await self._caller.send(data)
+
     async def receive(self) -> bool:
         """Take what comes next; returns whether there was something. What is taken makes no room for more."""
         data = await self._caller.receive()

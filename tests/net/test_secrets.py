@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from hutch.errors import InvalidArgumentError
 from hutch.types import Secret
-from tests.net.conftest import IMAGE, call_tls, gateways, get, get_tls
+from tests.net.conftest import IMAGE, call_tls, get, get_tls
 from tests.net.world import GOOD, OTHER
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hutch.runtime.box import LocalBox
     from hutch.runtime.runtime import LocalRuntime
     from tests.net.world import World
@@ -158,40 +159,6 @@ async def test_secrets_beside_an_open_network(
     assert VALUE in world.requests[-1]
     assert await get_tls(box, GOOD, "other.test", world.ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
     assert VALUE not in world.requests[-1]
-
-
-async def test_the_value_is_nowhere(
-    box: LocalBox, runtime: LocalRuntime, home: Path, world: World, tmp_path: Path
-) -> None:
-    """Not in the box, its files and processes; not in any file of the home or process of ours, but in the memory of
-    the gateway; not in what describes the box, nor in an archive of it."""
-    ca = await _authority(box, tmp_path)
-    assert await get_tls(box, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
-    assert VALUE in world.requests[-1]  # the control: it was used
-    assert "good.test" in repr(SECRET) and VALUE not in repr(SECRET)
-    info = await box.info()
-    assert VALUE not in repr(info) and info.secrets[0].value == ""
-    # The brackets keep the command from finding itself.
-    pattern = f"{VALUE[:-1]}[{VALUE[-1]}]"
-    search = f"grep -rl '{pattern}' /etc /root /home /tmp /usr /var /dev/shm; grep -l '{pattern}' /proc/[0-9]*/environ"
-    assert (await box.run("sh", "-c", search)).text == ""
-    await box.stop(timeout=0)
-    await box.export(tmp_path / "box.tar")
-    clone = await box.clone("copy")
-    for place in (home / "hutch.db", home / "hutch.db-wal", tmp_path / "box.tar", *(home / "boxes").rglob("*")):
-        if place.is_file():
-            assert VALUE.encode() not in place.read_bytes(), place
-    assert VALUE not in (home / "gateway.log").read_text()
-    for pid in gateways(home) + gateways(home, "hutch.host.keeper"):
-        for name in ("environ", "cmdline"):
-            assert VALUE.encode() not in Path(f"/proc/{pid}/{name}").read_bytes()
-    assert ((home / "secrets.key").stat().st_mode & 0o777) == 0o600
-    await clone.start()
-    assert await get_tls(clone, GOOD, "good.test", ca, more="X-Key: <HUTCH_SECRET:API_KEY>\r\n")
-    assert VALUE in world.requests[-1]
-    twin = await runtime.import_box(tmp_path / "box.tar", name="twin")
-    info = await twin.info()
-    assert not info.secrets and info.network.outbound == "disabled"
 
 
 @pytest.mark.parametrize(

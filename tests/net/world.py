@@ -107,8 +107,14 @@ class World:
         serve(listener, handle)
         return listener
 
+    def nft(self, rules: str) -> None:
+        """Have nft(8) do something there."""
+        command = ["nsenter", "-t", str(self._pid), "-n", "--", "nft", "-f", "-"]
+        subprocess.run(command, input=rules.encode(), check=True, timeout=10)
+
     def http(self, connection: socket.socket) -> None:
-        """Answer each request with the one line ``SERVER HOST PATH``, and note it."""
+        """Answer each request with the one line ``SERVER HOST PATH``, and note it. Queries are not sent back: there
+        may be a value in them."""
         own = connection.getsockname()[0]
         data = b""
         while True:
@@ -125,7 +131,7 @@ class World:
                 data += connection.recv(65536)
             body, data = data[:length], data[length:]
             self.requests.append(head.decode() + "\r\n\r\n" + body.decode(errors="replace"))
-            text = f"{own} {headers.get('host', '-')} {lines[0].split()[1]}\n".encode()
+            text = f"{own} {headers.get('host', '-')} {_path(lines[0].split()[1])}\n".encode()
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
 
     def https(self, connection: socket.socket) -> None:
@@ -135,6 +141,11 @@ class World:
                 self.http2(tls)
             else:
                 self.http(tls)
+
+    def under_tls(self, connection: socket.socket, handle: Callable[[socket.socket], None]) -> None:
+        """Speak something else under TLS."""
+        with self._context.wrap_socket(connection, server_side=True) as tls:
+            handle(tls)
 
     def http2(self, tls: ssl.SSLSocket) -> None:
         """Do as `http`, for all streams at once; a path that begins with ``/long`` is answered with 3 MiB."""
@@ -157,7 +168,7 @@ class World:
                         lines = "".join(f"{name}: {value}\n" for name, value in head)
                         self.requests.append(f"{lines}\n{body.decode(errors='replace')}")
                         fields = dict(head)
-                        text = f"{tls.getsockname()[0]} {fields[':authority']} {fields[':path']}\n".encode()
+                        text = f"{tls.getsockname()[0]} {fields[':authority']} {_path(fields[':path'])}\n".encode()
                         answers[event.stream_id] = text if fields[":path"][:5] != "/long" else b"y" * (3 << 20)
                         server.send_headers(event.stream_id, [(":status", "200")])
                     case StreamReset():
@@ -297,6 +308,10 @@ def serve(listener: socket.socket, handle: Callable[[socket.socket], None]) -> N
                 threading.Thread(target=one, args=(connection,), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()
+
+
+def _path(target: str) -> str:
+    return target.partition("?")[0]
 
 
 def _ip(*words: str, inside: list[str] | None = None) -> None:

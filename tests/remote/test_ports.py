@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.net import test_ports
-from tests.net.conftest import image_store, talk
+from tests.net.conftest import image_store
 from tests.remote.conftest import serving, shared_home
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
-__all__ = ["image_store", "talk"]
+__all__ = ["image_store"]
 
 # Who publishes a port does so on the machine of the box.
 HERE = {

@@ -18,7 +18,7 @@ from hutch.runtime.home import new_id
 from hutch.runtime.runtime import LocalRuntime
 from hutch.sdk.remote import RemoteRuntime
 from hutch.types import BoxState, PublishedPort
-from tests.net.conftest import IMAGE, image_store, talk
+from tests.net.conftest import IMAGE, image_store
 from tests.net.test_gateway import _only_gateway
 from tests.net.test_ports import _answers, _serve_echo
 from tests.net.test_udp_ports import _Client
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
-__all__ = ["image_store", "talk"]
+__all__ = ["image_store"]
 
 FIRST = free_ports(100)
 LAST = FIRST + 99

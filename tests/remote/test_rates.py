@@ -12,7 +12,7 @@ import pytest
 from hutch.errors import UnsupportedError
 from hutch.sdk.remote import RemoteRuntime
 from hutch.types import NetPolicy, Outbound
-from tests.net.conftest import IMAGE, image_store, internet, talk, world
+from tests.net.conftest import IMAGE, image_store, internet, world
 from tests.net.test_rates import _RATE, _SECONDS, _SIZE, _echoed
 from tests.remote.conftest import TOKEN, serving, shared_home
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.anyio]
 
-__all__ = ["image_store", "internet", "talk", "world"]
+__all__ = ["image_store", "internet", "world"]
 
 LIMITED = ("--max-send-rate", str(_RATE), "--max-receive-rate", "2m")
 _FAST = 2 << 20

@@ -2,8 +2,10 @@
 
 Bytes of either side go in by `Relay.receive`, bytes for either side come out by `Relay.take`; no I/O. Headers are read
 and written anew, since their compression belongs to one connection; the head of a request may be refused or changed,
-everything else passes as it is. A side gets back the room for what it sent when the other has taken it: so the windows
-bound what is held here, and a stream whose data nobody takes holds up none of the others until there are seven of it.
+everything else passes as it is. A side gets back the room for what it sent when the other has taken it, and data waits
+in its stream while much else is to be taken: so the windows bound what is held here, and a stream whose data nobody
+takes holds up none of the others until there are seven of it. What no window bounds (heads, and what a side must be
+told about what it did itself) has a bound of its own.
 """
 
 from __future__ import annotations
@@ -48,6 +50,10 @@ _FIELD_BYTES = 32  # what each header counts for beside its own length (RFC 9113
 # A box that begins requests only to break them off, or a side that keeps changing its settings, is given up.
 _MOST_ABANDONED = 200
 _MOST_SETTINGS = 100
+# So much data, at most, waits to be taken beside what has no window; and so much of all, before a side that takes none
+# of it is given up.
+_QUEUE_BYTES = 128 * 1024
+_MOST_BYTES = 1024 * 1024
 
 
 class Side(enum.IntEnum):
@@ -108,6 +114,7 @@ class Relay:
         self._sides = (_connection(Side.BOX), _connection(Side.PEER))
         self._cutters = (Cutter(_HEADER_BYTES, preface=True), Cutter(_HEADER_BYTES, preface=False))
         self._streams: tuple[dict[int, _Stream], dict[int, _Stream]] = ({}, {})
+        self._output = (bytearray(), bytearray())
         self._farewell = b""
         self._settings = [0, 0]
         self._abandoned = 0
@@ -120,10 +127,15 @@ class Relay:
         return self._leaving and not self._streams[Side.BOX]
 
     def take(self, side: Side) -> bytes:
-        """Return the bytes that are to be sent to a side now."""
-        data = self._sides[side].data_to_send()
+        """Return the bytes that are to be sent to a side now. It makes room for more: there is nothing left when none
+        came, and the other side may have something then."""
+        self._collect(side)
+        data = bytes(self._output[side])
+        self._output[side].clear()
         if side is Side.BOX:
             data, self._farewell = data + self._farewell, b""
+        if data:
+            self._pass_on()
         return data
 
     def receive(self, side: Side, data: bytes) -> None:
@@ -131,8 +143,13 @@ class Relay:
         try:
             for frame in self._cutters[side].feed(data):
                 self._take_frame(side, frame)
+                self._bound()
             self._pass_on()
-        except (ProtocolError, FrameError) as error:
+        except (ProtocolError, FrameError, BrokenError) as error:
+            for streams in self._streams:  # what went on is over
+                streams.clear()
+            if isinstance(error, BrokenError):
+                raise
             raise BrokenError(side, f"malformed HTTP/2: {error}", malformed=True) from None
 
     def peer_ended(self) -> None:
@@ -159,6 +176,8 @@ class Relay:
             match event:
                 case RemoteSettingsChanged():
                     self._take_settings(side)
+                case RequestReceived() if side is Side.PEER:
+                    raise FrameError("a request, from who is to answer them")
                 case RequestReceived():
                     self._take_request(event)
                 case _:
@@ -242,10 +261,19 @@ class Relay:
         request.done = True
         self._give_back(stream, Side.BOX, request.owed)
 
+    def _bound(self) -> None:
+        for side in Side:
+            self._collect(side)
+            if len(self._output[side]) > _MOST_BYTES:
+                raise BrokenError(side, "it does not take what it is sent")
+
     def _most_streams(self) -> int:
         return self._sides[Side.PEER].remote_settings.max_concurrent_streams
 
     # What goes.
+
+    def _collect(self, side: Side) -> None:
+        self._output[side].extend(self._sides[side].data_to_send())
 
     def _send_head(self, stream: _Stream, side: Side, fields: Fields, *, ended: bool) -> None:
         self._sides[side.other].send_headers(stream.ids[side.other], fields, end_stream=ended)
@@ -268,12 +296,13 @@ class Relay:
             return False
         if way.data:
             room = min(target.local_flow_control_window(number), target.max_outbound_frame_size, FRAME_BYTES)
-            if room <= 0:
+            if room <= 0 or len(self._output[side.other]) >= _QUEUE_BYTES:
                 return False
             piece = bytes(way.data[:room])
             del way.data[:room]
             way.done = way.ended and not way.data and not way.trailers
             target.send_data(number, piece, end_stream=way.done)
+            self._collect(side.other)
             self._give_back(stream, side, len(piece) if way.data else way.owed)
             return True
         self._give_back(stream, side, way.owed)

@@ -78,8 +78,9 @@ class BoxPlan(msgspec.Struct, frozen=True, kw_only=True):
     nameserver: str = ""
     """Which the box asks for names; empty: none. Nobody answers there until the box has a network."""
     saved: Path | None = None
-    """A file that `Engine.save` has written. The box goes on from there, processes and all, on the disk that the other
-    had then, instead of starting afresh. Its processes stand still until `Engine.thaw`."""
+    """A file that `Engine.save` has written, and that is gone once the box is started. The box goes on from there,
+    processes and all, on the disk that the other had then, instead of starting afresh. Its processes stand still until
+    `Engine.thaw`."""
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 
 from hutch.errors import EngineError, InvalidArgumentError
 from hutch.host.proc import Process, ended
@@ -152,8 +153,8 @@ class Launch:
         """Wait for the launcher's message and return the box's PID 1. Raises `EngineError` with the launcher's
         words."""
         while not (text := await self._message()).startswith(sign):
-            if text.startswith(b"P"):
-                self._pid = int(text[1:])
+            if text.startswith(b"P"):  # the launcher's word, which comes first, is the only one that counts
+                self._pid = self._pid or int(text[1:])
             elif text.startswith((b"E", b"F")):
                 kind = EngineError if text.startswith(b"E") else BoxFault
                 raise kind(f"the box cannot start: {text[1:].decode(errors='replace')}")
@@ -175,6 +176,7 @@ class Launch:
 
     async def _message(self) -> bytes:
         """Return the next message; empty at the end."""
+        await anyio.lowlevel.checkpoint()  # one that never stops talking may not keep everybody else from running
         while True:
             try:
                 text, descriptors, _, _ = socket.recv_fds(self._control, 2048, 1)
@@ -183,8 +185,11 @@ class Launch:
                 continue
             except OSError:
                 return b""
-            if descriptors:
-                self._pidfd = descriptors[0]
+            for fd in descriptors:
+                if self._pidfd is None:
+                    self._pidfd = fd
+                else:
+                    os.close(fd)
             return text
 
     async def close(self) -> None:

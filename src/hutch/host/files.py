@@ -10,12 +10,16 @@ import time
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 
 from hutch.errors import DeadlineError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
+
+PARTIAL = ".part"
+"""Ends the names of folders that are not complete."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -82,6 +86,50 @@ def _try_lock(fd: int, *, shared: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextlib.asynccontextmanager
+async def scratch(folder: Path, name: str) -> AsyncIterator[Path]:
+    """Make a folder in ``folder`` for what is not complete yet, and delete at the end what is still there. The folders
+    of processes that died, whatever their names, are deleted as well.
+
+    Raises `OSError`, `StorageError`.
+    """
+    path = folder / f".{name}.{secrets.token_hex(4)}{PARTIAL}"
+    with contextlib.ExitStack() as held:
+        lock = os.open(folder, _DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # or one that is being made might be taken for one of the dead
+            obsolete = [path, *(left for left in folder.glob(f".*{PARTIAL}") if _seize(left, held))]
+            path.mkdir(mode=0o700)
+            _seize(path, held)
+        finally:
+            os.close(lock)
+        try:
+            yield path
+        finally:
+            with anyio.CancelScope(shield=True):
+                for left in obsolete:
+                    await anyio.to_thread.run_sync(remove_tree, left)
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Sort by the time of the last change, without those that others have deleted meanwhile."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _seize(path: Path, held: contextlib.ExitStack) -> bool:
+    """Lock a folder if nobody has it, until ``held`` is closed."""
+    try:
+        fd = os.open(path, _DIRECTORY)
+    except FileNotFoundError:
+        return False
+    held.callback(os.close, fd)
+    return _try_lock(fd, shared=False)
 
 
 def remove_tree(path: Path) -> None:

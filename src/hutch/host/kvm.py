@@ -29,16 +29,16 @@ def usable() -> bool:
     """Whether VMs should use KVM. The answer is kept for as long as the machine runs; finding it takes up to half a
     second."""
     path = _answer_file()
-    key = f"{boot_id()} {os.geteuid()}"
+    key = f"{boot_id()} {os.geteuid()}".encode()
     with contextlib.suppress(OSError):
-        kept, _, answer = path.read_text().rpartition(" ")
+        kept, _, answer = path.read_bytes().rpartition(b" ")
         if kept == key:
-            return answer == "yes"
-    answer = "yes" if probe() else "no"
+            return answer == b"yes"
+    answer = b"yes" if probe() else b"no"
     with contextlib.suppress(StorageError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.atomic_write(path, f"{key} {answer}".encode())
-    return answer == "yes"
+        files.atomic_write(path, key + b" " + answer)
+    return answer == b"yes"
 
 
 def refuse() -> None:

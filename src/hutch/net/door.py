@@ -26,7 +26,7 @@ from hutch.net.dns import NameService
 from hutch.net.flows import Flows, Way
 from hutch.net.http import Exchange, Peers, Refused
 from hutch.net.link import PlainLink
-from hutch.net.relay import Relay, reset_at_close, tune
+from hutch.net.relay import Relay, end_at_close, reset_at_close, tune
 from hutch.net.terminate import terminate
 
 if TYPE_CHECKING:
@@ -139,17 +139,16 @@ class Door:
         try:
             with call.scope:
                 tune(connection)
+                reset_at_close(connection)
                 await self._judge(connection, call)
+                end_at_close(connection)
         except (Refused, NetworkError) as error:
             self._refuse(call, str(error))
-            reset_at_close(connection)
         except OSError as error:
             log.debug("a connection to %s ended: %s", call, error)
         except Exception:
             log.exception("a connection to %s failed", call)
         finally:
-            if call.scope.cancelled_caught:
-                reset_at_close(connection)
             self._calls.discard(call)
             connection.close()
 

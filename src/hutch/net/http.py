@@ -28,6 +28,7 @@ IDLE_SECONDS = 300.0
 
 _BODY_SECONDS = 1.0
 _SWITCHING = 101
+_UNDER_WAY = (h11.SEND_BODY, h11.SWITCHED_PROTOCOL, h11.ERROR)
 # They concern one connection, not the message; h11 makes those that are needed.
 _HOP_BY_HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"expect"))
 
@@ -66,12 +67,17 @@ class Exchange:
         try:
             while await self._serve_one():
                 pass
+            with anyio.fail_after(IDLE_SECONDS):
+                await self._box.end()
+            self._box.close()
         except h11.ProtocolError as error:
             with contextlib.suppress(OSError):
                 await self._deny(400, f"malformed HTTP: {error}", Malformed)
         except OSError:
             return  # a side has gone, and so does the other
         finally:
+            if self._server.our_state in _UNDER_WAY:
+                self._box.abort()  # it must not take what it got for all of it
             self._box.close()
             self._drop_upstream()
 
@@ -137,14 +143,14 @@ class Exchange:
                 await self._write(self._server, self._box, h11.InformationalResponse(status_code=100, headers=[]))
             await self._pass_on(self._server, self._box, self._client, upstream)
         except (OSError, h11.ProtocolError):
-            upstream.close()  # it would wait for the rest
+            upstream.abort()  # it would wait for the rest
 
     async def _answer(self, upstream: Link) -> h11.Response | h11.InformationalResponse:
         """Return the response, or the consent to another protocol."""
         while True:
             try:
                 event = await self._next(self._client, upstream)
-            except (OSError, h11.RemoteProtocolError):
+            except OSError:
                 event = None
             if isinstance(event, h11.Response):
                 kept = [pair for pair in event.headers if pair[0] not in _HOP_BY_HOP]
@@ -175,9 +181,14 @@ class Exchange:
             other.cancel()
 
     async def _next(self, connection: h11.Connection, source: Link) -> object:
-        while (event := connection.next_event()) is h11.NEED_DATA:
-            with anyio.fail_after(IDLE_SECONDS):
-                connection.receive_data(await source.receive())
+        try:
+            while (event := connection.next_event()) is h11.NEED_DATA:
+                with anyio.fail_after(IDLE_SECONDS):
+                    connection.receive_data(await source.receive())
+        except h11.RemoteProtocolError as error:
+            if connection is self._server:
+                raise
+            raise ConnectionError(f"the peer's answer is cut, or malformed: {error}") from None
         return event
 
     async def _write(self, connection: h11.Connection, target: Link, event: h11.Event) -> None:
@@ -219,7 +230,9 @@ def _wanted_protocol(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 async def _pump(source: Link, target: Link) -> None:
-    with contextlib.suppress(OSError):
+    try:
         while data := await source.receive():
             await target.send(data)
-    target.end()
+        await target.end()
+    except OSError:
+        target.abort()

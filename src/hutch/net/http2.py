@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,18 @@ _FAREWELL_SECONDS = 2.0
 
 
 class Exchange:
-    """Serves one connection of a box. ``requests``: how many came."""
+    """Serves one connection of a box. ``requests``: how many came.
+
+    Each side has a task that listens and one that speaks, so a side that does not read is listened to all the same,
+    and so is the other.
+    """
 
     def __init__(self, box: Link, peer: Link, rewrite: Callable[[Fields], Fields]) -> None:
         """``rewrite``: see `Relay`."""
         self._links = (box, peer)
         self._relay = Relay(rewrite)
-        self._has_peer = True
+        self._something = (asyncio.Event(), asyncio.Event())  # that there may be something to be said
+        self._is_ending = False
         self._error: Exception | None = None
         self._scope = anyio.CancelScope()
 
@@ -42,62 +48,74 @@ class Exchange:
         """Serve until an end; closes both sides. Raises `Refused` (the box was told), or `NetworkError` for a peer that
         does not speak HTTP/2 as it should."""
         try:
-            with self._scope:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._carry_box)
-                    tasks.start_soon(self._carry_peer)
-            with anyio.move_on_after(_FAREWELL_SECONDS), contextlib.suppress(OSError):
-                await self._flush(Side.BOX)
-                # To close before the box does could cost it what was sent.
-                while not isinstance(self._error, Malformed) and await self._links[Side.BOX].receive():
-                    pass
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._speak, Side.BOX)
+                await self._converse()
+                tasks.cancel_scope.deadline = anyio.current_time() + _FAREWELL_SECONDS
+                self._is_ending = True
+                self._something[Side.BOX].set()
+                with contextlib.suppress(OSError):
+                    # To close before the box does could cost it what was sent.
+                    while not isinstance(self._error, Malformed) and await self._links[Side.BOX].receive():
+                        pass
         finally:
             for link in self._links:
                 link.close()
         if self._error is not None:
             raise self._error
 
-    async def _carry_box(self) -> None:
-        with contextlib.suppress(OSError):
-            await self._carry(Side.BOX)
-        self._scope.cancel()
+    async def _converse(self) -> None:
+        with self._scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._speak, Side.PEER)
+                tasks.start_soon(self._listen_to_peer)
+                await self._listen(Side.BOX)
+                self._scope.cancel()
 
-    async def _carry_peer(self) -> None:
-        with contextlib.suppress(OSError):
-            await self._carry(Side.PEER)
-        self._has_peer = False
-        if self._error is None:
-            self._relay.peer_ended()
-            with contextlib.suppress(OSError):
-                await self._flush(Side.BOX)
-        if self._error is not None or self._relay.is_over:
+    async def _listen_to_peer(self) -> None:
+        await self._listen(Side.PEER)
+        if self._error is not None:
             self._scope.cancel()
+        else:
+            self._relay.peer_ended()
+            self._something[Side.BOX].set()
 
-    async def _carry(self, side: Side) -> None:
-        """Pass on what a side says, until its end or that of the conversation."""
-        await self._flush(side)
-        while not self._relay.is_over:
-            self._scope.deadline = anyio.current_time() + IDLE_SECONDS
-            data = await self._links[side].receive()
-            if not data:
-                return
-            for start in range(0, len(data), _PIECE_BYTES):
-                try:
-                    self._relay.receive(side, data[start : start + _PIECE_BYTES])
-                except BrokenError as error:
-                    self._error = _told(error)
+    async def _listen(self, side: Side) -> None:
+        """Take what a side says, until its end."""
+        try:
+            while True:
+                self._scope.deadline = anyio.current_time() + IDLE_SECONDS
+                data = await self._links[side].receive()
+                if not data:
                     return
-                await self._flush(side.other)
-                await self._flush(side)
+                for start in range(0, len(data), _PIECE_BYTES):
+                    self._relay.receive(side, data[start : start + _PIECE_BYTES])
+                for each in self._something:
+                    each.set()
+        except BrokenError as error:
+            self._error = _told(error)
+        except OSError:
+            pass
 
-    async def _flush(self, side: Side) -> None:
-        if not (data := self._relay.take(side)):
-            return
-        if side is Side.BOX:
-            await self._links[side].send(data)
-        elif self._has_peer:
-            with contextlib.suppress(OSError):  # what it said before is still of use, and its reader sees the end
-                await self._links[side].send(data)
+    async def _speak(self, side: Side) -> None:
+        """Send a side what there is for it, until the conversation has ended or the side has gone."""
+        try:
+            while True:
+                if data := self._relay.take(side):
+                    self._something[side.other].set()
+                    with anyio.fail_after(IDLE_SECONDS):
+                        await self._links[side].send(data)
+                    continue
+                if self._is_ending:
+                    return
+                if side is Side.BOX and self._relay.is_over:
+                    self._scope.cancel()
+                await self._something[side].wait()
+                self._something[side].clear()
+        except OSError as error:
+            # What the peer said before is still of use, and who listens to it sees its end.
+            if side is Side.BOX or isinstance(error, TimeoutError):
+                self._scope.cancel()
 
 
 def _told(error: BrokenError) -> Exception:

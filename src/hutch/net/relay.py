@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PIPE_BYTES = 1 << 20
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-_RESET = struct.pack("ii", 1, 0)
+_RESET, _END = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
 class Relay:
@@ -34,6 +34,8 @@ class Relay:
         self._done = self._loop.create_future()
         self._open = 2
         self._ways = (_Way(self, near, far, meter.outward), _Way(self, far, near, meter.inward))
+        for each in self._sockets:
+            reset_at_close(each)
 
     async def run(self) -> None:
         """Pass on until both sides have ended, one broke off, or the task is cancelled."""
@@ -41,10 +43,6 @@ class Relay:
             way.resume()
         try:
             await self._done
-        except BaseException:
-            for each in self._sockets:
-                reset_at_close(each)
-            raise
         finally:
             for way in self._ways:
                 way.stop()
@@ -55,13 +53,13 @@ class Relay:
         """One way has come to its end."""
         self._open -= 1
         if not self._open and not self._done.done():
+            for each in self._sockets:
+                end_at_close(each)
             self._done.set_result(None)
 
     def broken(self) -> None:
         """A socket failed: both sides learn it as a reset."""
         if not self._done.done():
-            for each in self._sockets:
-                reset_at_close(each)
             self._done.set_result(None)
 
 
@@ -156,9 +154,16 @@ def _drained(exit_: int, size: int) -> bytes:
 
 
 def reset_at_close(connection: socket.socket) -> None:
-    """Let the peer see a reset, not an end, when the socket is closed."""
+    """Let the peer see a reset, not an end, when the socket is closed; also because this process is killed, which must
+    not look as if all had been said."""
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def end_at_close(connection: socket.socket) -> None:
+    """Undo `reset_at_close`."""
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END)
 
 
 def tune(connection: socket.socket) -> None:

@@ -143,16 +143,24 @@ class Copies:
 
     async def _export_vm(self, target: Path, record: BoxRecord, disks: tuple[str, ...]) -> None:
         """Only a kernel reads a VM's disk, and only that of a VM reads one that a box may have forged: a box on the
-        same disk, without the main command, gives its files, as one layer."""
+        same disk, and with nothing else of the first one, gives its files, as one layer."""
         name = f"export-{new_id()}"
         spec = msgspec.structs.replace(
-            record.spec, name=name, command=None, network=NetPolicy(), auto_remove=True, detach=False
+            record.spec,
+            name=name,
+            command=None,
+            auto_remove=True,
+            detach=False,
+            mounts=(),
+            network=NetPolicy(),
+            secrets=(),
         )
         reader = msgspec.structs.replace(
             _unstarted(msgspec.structs.replace(record, command=None), time.time()),
             id=new_id(),
             spec=spec,
             disks=disks,
+            sealed=b"",
         )
         self._runtime.add(reader)
         try:

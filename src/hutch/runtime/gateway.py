@@ -296,6 +296,7 @@ def main() -> int:
     """Run the gateway of the home that is the first argument."""
     home = Path(sys.argv[1])
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("hpack").setLevel(logging.INFO)  # below that it tells headers, with the values of secrets
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:

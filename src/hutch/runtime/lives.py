@@ -258,6 +258,7 @@ class Lives:
                 await engine.kill(directory)
                 self._channels.drop(record.id)
                 if isinstance(error, Exception):
+                    self._home.saved_memory(record.id).unlink(missing_ok=True)
                     self._records.save(
                         record, Event.START_FAILED, pid=None, stopped_at=time.time(), reason=str(error) or None
                     )
@@ -265,8 +266,6 @@ class Lives:
                     self._records.started.discard(record.id)
                     self._store.save_box(before)
             raise
-        finally:
-            self._home.saved_memory(record.id).unlink(missing_ok=True)
 
     async def _start_main(self, record: BoxRecord, watch: MainWatcher) -> None:
         channel = await self._channels.open(record.id)

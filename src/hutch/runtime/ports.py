@@ -17,7 +17,7 @@ import anyio
 from hutch.core import agentproto as proto
 from hutch.errors import HutchError, NetworkError
 from hutch.net.meter import Meter
-from hutch.net.relay import reset_at_close, tune
+from hutch.net.relay import end_at_close, reset_at_close, tune
 from hutch.runtime.checks import check_text, check_whole
 
 if TYPE_CHECKING:
@@ -236,12 +236,13 @@ async def _serve_connection(connection: socket.socket, box: Host, port: int, met
     with connection:
         try:
             tune(connection)
+            reset_at_close(connection)
             meter.connections += 1
             async with await box.ports.connect(port) as tunnel:
                 await join(connection, tunnel, meter)
+            end_at_close(connection)
         except (HutchError, OSError) as error:
             log.debug("a connection to port %s of box %s ended: %s", port, box.id, error)
-            reset_at_close(connection)
 
 
 async def join(connection: socket.socket, tunnel: Tunnel, meter: Meter | None = None) -> None:

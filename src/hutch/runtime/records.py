@@ -16,7 +16,7 @@ import msgspec
 
 from hutch.core import lifecycle
 from hutch.core.lifecycle import Event
-from hutch.errors import DatabaseError, InvalidStateError
+from hutch.errors import DatabaseError, HutchError, InvalidStateError
 from hutch.host.files import locked
 from hutch.runtime import logs
 from hutch.runtime.bounds import network_of
@@ -110,20 +110,28 @@ class Records:
     async def holding(self, box_id: str) -> AsyncIterator[BoxRecord]:
         """Hold the lock of a box, with its record as it truly is: no other process changes it meanwhile."""
         async with locked(self._home.lock(box_id), timeout=_LOCK_SECONDS):
-            yield await self.observed(self._store.box(box_id))
+            # Whoever is to end a box that cannot go on must be able to hold it.
+            yield await self.observed(self._store.box(box_id), must_go_on=False)
 
     # What whoever holds a box does to its record.
 
-    async def observed(self, record: BoxRecord) -> BoxRecord:
-        """Bring the record of a box up to date with what the engine observes. The caller holds the lock."""
+    async def observed(self, record: BoxRecord, *, must_go_on: bool = True) -> BoxRecord:
+        """Bring the record of a box up to date with what the engine observes. The caller holds the lock.
+        ``must_go_on``: raise the engine's error when a frozen box cannot be set going; else it stays a paused one."""
         engine, directory = self._engines.of(record), self._home.box(record.id)
         if record.state not in ALIVE:
             return record
         # One that is being stopped while nobody holds it was left by a process that died: its stop is finished here.
         if engine.observe(directory).running and record.state is not BoxState.STOPPING:
             if record.state is BoxState.PAUSED and not self.stays_paused(record.id):
-                await engine.thaw(directory)
-                record = self.save(record, Event.RESUME)
+                try:
+                    await engine.thaw(directory)
+                except HutchError as error:
+                    if must_go_on:
+                        raise
+                    log.warning("box %s cannot be set going: %s", title(record), error)
+                    return record
+                record = self.follow(record, Event.RESUME)
             return record
         words = engine.last_words(directory)
         with anyio.CancelScope(shield=True):

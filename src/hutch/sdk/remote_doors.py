@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RemoteDoors:
-    """A box at a server, by its id. `hutch.runtime.box.LocalBox` has the same doors."""
+    """A box at a server, by its id. `hutch.runtime.doors.Doors` has the same."""
 
     def __init__(self, http: Http, box_id: str) -> None:
         self.id = box_id
@@ -31,7 +31,7 @@ class RemoteDoors:
         return await self._http.get(f"{self.path}/executions", list[ExecInfo])
 
     async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> tuple[int, int | None]:
-        """Start a command without watching it. See `hutch.runtime.box.LocalBox.launch`."""
+        """Start a command without watching it. See `hutch.runtime.doors.Doors.launch`."""
         launched = await self._launch(exec_body(exec_id, command, **options))
         return launched.pid, launched.oom_kills
 
@@ -57,11 +57,11 @@ class RemoteDoors:
         return launched
 
     async def launch_main(self, rows: int, cols: int) -> None:
-        """See `hutch.runtime.box.LocalBox.launch_main`."""
+        """See `hutch.runtime.doors.Doors.launch_main`."""
         await self._post("start", StartBody(fresh=True, rows=rows, cols=cols))
 
     async def signal_execution(self, exec_id: str, signum: int) -> None:
-        """See `hutch.runtime.box.LocalBox.signal_execution`."""
+        """See `hutch.runtime.doors.Doors.signal_execution`."""
         await self._post(f"executions/{quote(exec_id, safe='')}/signal", SignalBody(signal=signum))
 
     async def log_records(self) -> list[Record]:

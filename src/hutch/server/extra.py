@@ -33,7 +33,7 @@ _LONGEST_WAIT = 60.0
 
 
 class Host(Box, Protocol):
-    """A box with the doors that a server needs beyond the protocol; `hutch.runtime.box.LocalBox` tells what they do."""
+    """A box with the doors that a server needs beyond the protocol; `hutch.runtime.doors.Doors` tells what they do."""
 
     async def launch(self, exec_id: str, command: tuple[str, ...], **options: Any) -> tuple[int, int | None]: ...
 

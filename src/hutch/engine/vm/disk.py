@@ -19,8 +19,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anyio
-import anyio.to_thread
 import msgspec
 
 from hutch.engine import trees
@@ -89,15 +87,18 @@ async def prepare(plan: BoxPlan, store: Path) -> Chain:
     own = plan.directory / DISK
     if frozen and own.exists() and own.samefile(frozen[0] / DISK):
         own.unlink()  # it was moved away, and whoever did that died before the last step
+    if plan.saved:
+        own.unlink(missing_ok=True)  # of a start from there that was not committed: the memory knows nothing of it
+    size = (source / BASE).stat().st_size
     if not own.exists():
-        size = qcow2.virtual_size(frozen[0] / DISK) if frozen else (source / BASE).stat().st_size
         partial = plan.directory / f".{DISK}"
         partial.unlink(missing_ok=True)
         qcow2.create(partial, size)
         partial.rename(own)
     chain = Chain(source / BASE, tuple(path / DISK for path in reversed(frozen)), own)
     for path in (*chain.frozen, own):
-        qcow2.virtual_size(path)
+        if qcow2.virtual_size(path) != size:
+            raise StorageError(f"the disk {path} was tampered with: it has another size; restore a snapshot")
     return chain
 
 
@@ -165,13 +166,16 @@ async def _adopt(base: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
             raise StorageError(f"cannot use the base {base}: {error.strerror}") from error
-        await trees.copy_tree(base, target)
+        partial = target.with_name(f".{target.name}")
+        partial.unlink(missing_ok=True)
+        await trees.copy_tree(base, partial)
+        partial.rename(target)
 
 
 async def _base(layers: list[Lower], size: int, store: Path) -> Path:
     """Return the file system with the contents of these layers; make it if it is missing."""
     folder = store / "bases"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest = hashlib.sha256(b"%d" % size)
     for lower in layers:
         status = lower.path.stat()
@@ -189,33 +193,38 @@ async def _base(layers: list[Lower], size: int, store: Path) -> Path:
 
 def _drop_old(folder: Path) -> None:
     """Forget the bases that no box has and that were made the longest time ago."""
-    unused = [path for path in folder.glob("*.ext4") if path.stat().st_nlink == 1]
-    for path in sorted(unused, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+    unused = [path for path in files.newest_first(folder.glob("*.ext4")) if _links(path) == 1]
+    for path in unused[KEPT:]:
         path.unlink(missing_ok=True)
+
+
+def _links(path: Path) -> int:
+    try:
+        return path.stat().st_nlink
+    except FileNotFoundError:
+        return 0
 
 
 async def _make_base(layers: list[str], size: int, path: Path) -> None:
     program = shutil.which(_MKFS, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
         raise EngineError(f"{_MKFS} is missing; install the Debian package e2fsprogs")
-    scratch = path.with_name(f".{path.stem}.{secrets.token_hex(4)}")
-    partial = scratch / path.name
     try:
-        scratch.mkdir(mode=0o700)
-        point = scratch / "point"
-        point.mkdir()
-        with partial.open("xb") as file:
-            file.truncate(size)
-        ids = mapping.current()
-        tree = layers[0] if len(layers) == 1 else str(point / "root")
-        argv = [program, *_OPTIONS, "-d", tree, str(partial)]
-        if len(layers) > 1:
-            flags = ["--userxattr"] if ids.rootless else []
-            argv = [str(agent_path()), "merged", *flags, str(point), *layers, "--", *argv]
-        await command.run(ids.wrap(argv), f"make the disk of an image ({layers[0]} …)")
-        partial.rename(path)
+        async with files.scratch(path.parent, path.stem) as scratch:
+            partial, point = scratch / path.name, scratch / "point"
+            point.mkdir()
+            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(fd, size)
+            finally:
+                os.close(fd)
+            ids = mapping.current()
+            tree = layers[0] if len(layers) == 1 else str(point / "root")
+            argv = [program, *_OPTIONS, "-d", tree, str(partial)]
+            if len(layers) > 1:
+                flags = ["--userxattr"] if ids.rootless else []
+                argv = [str(agent_path()), "merged", *flags, str(point), *layers, "--", *argv]
+            await command.run(ids.wrap(argv), f"make the disk of an image ({layers[0]} …)")
+            partial.rename(path)
     except OSError as error:
         raise StorageError(f"cannot make the base {path}: {error.strerror}") from error
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(files.remove_tree, scratch)

@@ -48,6 +48,9 @@ LINK_SECONDS = 10.0
 DEFAULT_MEMORY_MIB = 512
 LEAST_MEMORY_MIB = 96
 _KVM_DEVICE = "10:232"
+# What an emulator may have beyond its guest's memory and processors: code that it has translated, buffers of
+# connections, threads for the disk. The machine's own limits are narrower: this holds one that was taken over.
+_EMULATOR_MIB, _EMULATOR_THREADS = 2048, 256
 _TAIL = 2000
 
 
@@ -79,9 +82,10 @@ class VmEngine:
         try:
             (plan.directory / "run").mkdir(mode=0o700, exist_ok=True)
             record.write(plan.directory, record.Record(group=group))
-            group.create(Limits(pids=None), devices=(_KVM_DEVICE,))
-            chain = await disk.prepare(plan, self._store)
             shape = await self.shape(plan.limits)
+            bounds = Limits(pids=shape.cpus + _EMULATOR_THREADS, memory_mib=shape.memory_mib + _EMULATOR_MIB)
+            group.create(bounds, devices=(_KVM_DEVICE,))
+            chain = await disk.prepare(plan, self._store)
             pid = await (self._launch if plan.saved is None else self._go_on)(plan, shape, chain, group)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
@@ -102,8 +106,9 @@ class VmEngine:
         except EngineError as error:
             if not shape.kvm:
                 raise
-            shape = _without_kvm(shape, error)
+            shape = msgspec.structs.replace(shape, kvm=False)
             await self.templates.ensure(shape)
+            _refuse_kvm(error)
         return "kvm" if shape.kvm else "tcg"
 
     async def uses_kvm(self) -> bool:
@@ -126,25 +131,30 @@ class VmEngine:
         )
 
     async def _launch(self, plan: BoxPlan, shape: Shape, chain: disk.Chain, group: Group) -> int:
-        template = await self.templates.obtain(shape)
+        template, fault = await self.templates.obtain(shape), None
         if template is not None:
             try:
                 return await self._boot(plan, shape, chain, group, template.memory, template.state)
             except BoxFault:
                 raise
             except (EngineError, UpstreamUnavailableError, TimeoutError) as error:
-                await self.templates.discard(template, error)
+                fault = error
                 await self._end_process(plan.directory)
             finally:
                 template.close()
         try:
-            return await self._boot(plan, shape, chain, group)
+            pid = await self._boot(plan, shape, chain, group)
+            if template is not None and fault is not None:  # it was not the box's: that boots
+                await self.templates.discard(template, fault)
+            return pid
         except BoxFault:
             raise
         except (EngineError, TimeoutError) as error:
             if shape.kvm:
                 await self._end_process(plan.directory)
-                return await self._launch(plan, _without_kvm(shape, error), chain, group)
+                pid = await self._launch(plan, msgspec.structs.replace(shape, kvm=False), chain, group)
+                _refuse_kvm(error)  # it was not the box's: that boots without
+                return pid
             if isinstance(error, TimeoutError):
                 said = self.last_words(plan.directory)
                 told = f"; its console said: {said}" if said else ""
@@ -183,6 +193,8 @@ class VmEngine:
                     await (guest.booted() if state is None else guest.load(state))
                     process = await guest.resume(plan)
                     record.write(plan.directory, record.Record(group=group, process=process))
+                    if plan.saved:  # whoever dies from here on: no start goes back to where the disk has gone on
+                        plan.saved.unlink()
                     await guest.commit()
         finally:
             disk.close(disks)
@@ -348,7 +360,8 @@ class VmEngine:
         `UpstreamUnavailableError`, `EngineError` when it refuses."""
         with contextlib.ExitStack() as stack:
             answer = None
-            with anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds):
+            patience = anyio.move_on_after(SYNC_SECONDS if seconds is None else seconds)
+            with patience, contextlib.suppress(ConnectionError):  # a keeper that has enough of them closes it at once
                 connection = stack.enter_context(await self.connect(directory))
                 connection.send(request)
                 answer = await _answer(connection)
@@ -372,11 +385,10 @@ async def _answer(connection: socket.socket) -> agentproto.Answer | None:
                 return agentproto.decode_answer(frame)
 
 
-def _without_kvm(shape: Shape, cause: Exception) -> Shape:
+def _refuse_kvm(cause: Exception) -> None:
     """The last word on KVM has a guest that boots."""
     log.warning("KVM is not used any more until the machine restarts: a guest did not boot under it (%s)", cause)
     kvm.refuse()
-    return msgspec.structs.replace(shape, kvm=False)
 
 
 def _say(progress: Progress) -> None:

@@ -15,7 +15,6 @@ import stat
 import subprocess
 import sys
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +70,7 @@ class Kernels:
     def current(self) -> Kernel | None:
         """Return the kernel in use, ``None`` when none was prepared."""
         try:
-            name = (self._folder / "current").read_text().strip()
+            name = (self._folder / "current").read_text(errors="replace").strip()
         except OSError:
             return None
         folder = self._folder / name
@@ -116,10 +115,10 @@ class Kernels:
     async def _fetch(self, report: Callable[[Progress], None]) -> Kernel:
         try:
             package = await _package()
-            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".fetch-") as scratch:
+            async with files.scratch(self._folder, "fetch") as scratch:
                 report(Progress(phase="download", item=package))
                 await command.run(["apt-get", "-qq", "download", package], f"fetch {package}", cwd=scratch)
-                archive = next(Path(scratch).glob("*.deb"))
+                archive = next(scratch.glob("*.deb"))
                 version = archive.name.removesuffix(".deb").replace("%3a", "_")
                 report(Progress(phase="unpack", item=version))
                 image, found = await anyio.to_thread.run_sync(_unpack, archive)

@@ -126,6 +126,7 @@ async def launching(
         try:
             records = [
                 *_configuration(directory, shape, plan, doors, rootless=ids.rootless),
+                ("file_max", str(_file_max(shape, files))),
                 *_mount_records(mounts, ids),
             ]
             launch.hand_over(encode(records), descriptors)
@@ -155,6 +156,13 @@ def _configuration(
     if plan.memory:
         records.append(("memory", ""))
     return records
+
+
+def _file_max(shape: Shape, files: Files) -> int:
+    """Return how large a file the emulator may need to make, in bytes: its disk, with what such an image is larger than
+    what is in it, or its memory, when it is saved. One that was taken over fills no more of the host's disk."""
+    disk = os.fstat(files.disk[0]).st_size if files.disk else 0
+    return disk + disk // 8 + (shape.memory_mib << 20) + (1 << 30)
 
 
 def _mount_records(mounts: Sequence[MountPlan], ids: Mapping) -> list[tuple[str, str]]:

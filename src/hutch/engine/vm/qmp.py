@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from hutch.engine import record
@@ -86,6 +87,7 @@ class Monitor:
                 raise EngineError(f"the emulator has closed its monitor: {error.strerror}") from error
 
     async def _receive(self) -> dict[str, Any]:
+        await anyio.lowlevel.checkpoint()  # one that never stops talking may not keep everybody else from running
         while b"\n" not in self._data:
             try:
                 data = self._socket.recv(1 << 16)
@@ -100,7 +102,7 @@ class Monitor:
         line, _, self._data = self._data.partition(b"\n")
         try:
             return msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise EngineError(f"the emulator does not speak its protocol: {error}") from error
 
     async def greet(self) -> None:

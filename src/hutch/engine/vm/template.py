@@ -105,7 +105,7 @@ class Templates:
         """Make the template of a shape if it is missing. Raises `EngineError`, `StorageError`, `DeadlineError`."""
         folder = self._folder / shape.key
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             async with files.locked(self._folder / f".{shape.key}.lock", timeout=_LOCK_SECONDS):
                 if not (folder / "state").exists():
                     await self._make(shape, folder)
@@ -122,41 +122,37 @@ class Templates:
     # Private methods.
 
     async def _make(self, shape: Shape, folder: Path) -> None:
-        for left in self._folder.glob(f".{shape.key}.*.part"):
-            files.remove_tree(left)
-        partial = self._folder / f".{shape.key}.{secrets.token_hex(4)}.part"
-        (partial / "run").mkdir(parents=True, mode=0o700)
         opened: list[int] = []
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            opened.append(memory := os.open(partial / "memory", flags, 0o600))
-            opened.append(state := os.open(partial / "state", flags, 0o600))
-            os.ftruncate(memory, shape.memory_mib << 20)
-            plan = Plan(memory=True, shared=True, disk=False)
-            with anyio.fail_after(boot_seconds(shape)):
-                async with launching(self._agent, partial, shape, plan, Files(memory=memory)) as guest:
-                    await guest.booted()
-                    await guest.save(state)
+        async with files.scratch(self._folder, shape.key) as partial:
+            (partial / "run").mkdir(mode=0o700)
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                opened.append(memory := os.open(partial / "memory", flags, 0o600))
+                opened.append(state := os.open(partial / "state", flags, 0o600))
+                os.ftruncate(memory, shape.memory_mib << 20)
+                plan = Plan(memory=True, shared=True, disk=False)
+                with anyio.fail_after(boot_seconds(shape)):
+                    async with launching(self._agent, partial, shape, plan, Files(memory=memory)) as guest:
+                        await guest.booted()
+                        await guest.save(state)
+            except TimeoutError:
+                raise EngineError(f"the guest did not boot within {boot_seconds(shape):g} s") from None
+            finally:
+                for fd in opened:
+                    os.close(fd)
             for path in partial.iterdir():
                 if path.name not in ("memory", "state"):
                     files.remove_tree(path)
             partial.rename(folder)
-        except TimeoutError:
-            raise EngineError(f"the guest did not boot within {boot_seconds(shape):g} s") from None
-        finally:
-            for fd in opened:
-                os.close(fd)
-            files.remove_tree(partial)
         self._drop_old()
 
     def _drop_old(self) -> None:
-        found = sorted(self._folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for folder in found[KEPT:]:
+        for folder in files.newest_first(self._folder.glob("[!.]*"))[KEPT:]:
             self._remove(folder)
 
     def _remove(self, folder: Path) -> None:
         """Under another name first, so that nobody opens a half of it."""
-        away = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+        away = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{files.PARTIAL}")
         with contextlib.suppress(FileNotFoundError):
             folder.rename(away)
         files.remove_tree(away)
