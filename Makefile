@@ -67,7 +67,7 @@ lock: .venv/ready ## renew the locked dependencies
 clean:
 	rm -rf .venv .cache agent/build src/hutch/_bin
 
-.venv/ready: requirements/dev.txt pyproject.toml hatch_build.py $(wildcard agent/*.c agent/*.h agent/Makefile)
+.venv/ready: requirements/dev.txt pyproject.toml hatch_build.py $(wildcard agent/*.c agent/*.h agent/guard/* agent/Makefile)
 	@scripts/setup.sh $(BASE_PACKAGES)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || scripts/setup.sh python3 python3-venv
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -17,7 +17,9 @@
 
 #define NAME "eth0"
 
-enum { NETWORK_CARD = 1 };
+/* Datagrams of all sizes in one piece, for the other end takes no pieces; of IPv6 it takes nothing that is longer than the usual. */
+enum { NETWORK_CARD = 1, MTU = 65535 };
+#define MTU6 "1500"
 
 /* As <linux/ipv6.h>, which the C library's headers do not go together with. */
 struct address6 {
@@ -51,12 +53,24 @@ static bool configure4(int fd, const uint8_t *own, uint8_t prefix, const uint8_t
     set_in(&interface.ifr_netmask, htonl(~0u << (32 - prefix)));
     if (!set(fd, SIOCSIFNETMASK, &interface))
         return false;
+    interface.ifr_mtu = MTU;
+    if (!set(fd, SIOCSIFMTU, &interface))
+        return false;
     interface.ifr_flags = IFF_UP | IFF_RUNNING;
     memcpy(&address, gateway, sizeof address);
     set_in(&route.rt_dst, INADDR_ANY);
     set_in(&route.rt_genmask, INADDR_ANY);
     set_in(&route.rt_gateway, address);
     return set(fd, SIOCSIFFLAGS, &interface) && set(fd, SIOCADDRT, &route);
+}
+
+static void write_setting(const char *path, const char *value)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0 && write(fd, value, strlen(value)) < 0)
+        errno = 0; /* then addresses come a second later, or the first long datagram is lost another way */
+    if (fd >= 0)
+        close(fd);
 }
 
 /* A kernel without IPv6 does without. */
@@ -68,21 +82,13 @@ static bool configure6(const uint8_t *own, uint8_t prefix, const uint8_t *gatewa
 
     if (fd < 0)
         return true;
+    write_setting("/proc/sys/net/ipv6/conf/" NAME "/mtu", MTU6);
     address.interface = route.rtmsg_ifindex = (int)if_nametoindex(NAME);
     memcpy(&address.address, own, sizeof address.address);
     memcpy(&route.rtmsg_gateway, gateway, sizeof route.rtmsg_gateway);
     bool done = set(fd, SIOCSIFADDR, &address) && set(fd, SIOCADDRT, &route);
     close(fd);
     return done;
-}
-
-static void write_setting(const char *path, const char *value)
-{
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd >= 0 && write(fd, value, strlen(value)) < 0)
-        errno = 0; /* then addresses come a second later */
-    if (fd >= 0)
-        close(fd);
 }
 
 const char *nic_up(const uint8_t *settings)

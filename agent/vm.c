@@ -2,7 +2,7 @@
  *
  * As `launch`: the configuration comes on standard input, a SOCK_SEQPACKET socket, with the descriptors LISTEN, LOG0, LOG1, EXIT and
  * CONSOLE, then the memory's if there is a `memory` record, then the emulator's, which it finds from 10 on in their order (3 is the
- * line, 4 the files of the mounts if there are any). Answers: P<pid> with a pidfd, E<text>, F<text> (the guest has failed), B (the guest has booted and waits), R (the box is up); the host sends V<records> to
+ * line, once the guard has moved it there; 4 the files of the mounts if there are any). Answers: P<pid> with a pidfd, E<text>, F<text> (the guest has failed), B (the guest has booted and waits), R (the box is up); the host sends V<records> to
  * resume the guest, and commits with G.
  *
  *     launcher                          keeper, PID 1                   emulator
@@ -14,6 +14,7 @@
  *                                       serve                                             */
 #define _GNU_SOURCE
 #include "agent.h"
+#include "guard/guard.h"
 #include "keeper.h"
 #include "launch.h"
 #include "share.h"
@@ -37,7 +38,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { VM_LISTEN, VM_LOG0, VM_LOG1, VM_EXIT, VM_CONSOLE, VM_FIXED, VM_ROOM = 200, EMULATOR_LINE = 3, EMULATOR_FILES, EMULATOR_FIRST = 10, EMULATOR_FD_MAX = 8192 };
+enum { VM_LISTEN, VM_LOG0, VM_LOG1, VM_EXIT, VM_CONSOLE, VM_FIXED, VM_ROOM = 200, EMULATOR_FIRST = 10, EMULATOR_FD_MAX = 8192 };
+
+#define GUARD_PATH "/guard.so"
 
 struct machine {
     const char *stage;
@@ -142,6 +145,15 @@ static void place(const char *path)
     close(fd);
 }
 
+static void place_guard(void)
+{
+    int fd = open("." GUARD_PATH, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
+    size_t size = (size_t)(guard_image_end - guard_image);
+    if (fd < 0 || write(fd, guard_image, size) != (ssize_t)size || fchmod(fd, 0444) < 0)
+        launch_fail("placing the guard of the emulator's network stack");
+    close(fd);
+}
+
 static void build_root(struct machine *machine)
 {
     if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS) < 0)
@@ -153,6 +165,7 @@ static void build_root(struct machine *machine)
         launch_fail("mounting the stage");
     for (size_t i = 0; i < machine->bind_count; i++)
         place(machine->binds[i]);
+    place_guard();
     if (machine->mount_count)
         share_prepare(&machine->share, machine->mounts, machine->mount_count, machine->uid_map, machine->gid_map, machine->switch_user);
     if (syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
@@ -206,7 +219,7 @@ static _Noreturn void run_emulator(struct machine *machine, int line, int files,
     for (size_t i = 0; i < count; i++)
         if (dup2(high[i], EMULATOR_FIRST + (int)i) < 0)
             launch_fail("handing over descriptors");
-    if (dup2(line, EMULATOR_LINE) < 0 || (files >= 0 && dup2(files, EMULATOR_FILES) < 0) || dup2(null, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
+    if (dup2(line, GUARD_LINE) < 0 || dup2(null, EMULATOR_LINE) < 0 || (files >= 0 && dup2(files, EMULATOR_FILES) < 0) || dup2(null, 0) < 0 || dup2(output, 1) < 0 || dup2(output, 2) < 0)
         launch_fail("handing over descriptors");
     setrlimit(RLIMIT_CORE, &no_core); /* see seccomp.c */
     setrlimit(RLIMIT_FSIZE, &file_size);
@@ -224,7 +237,7 @@ static _Noreturn void run_emulator(struct machine *machine, int line, int files,
     }
     if (seccomp_install() < 0) /* its own filter, by -sandbox, comes on top */
         launch_fail("installing the filter of system calls");
-    execv(machine->argv[0], machine->argv);
+    execve(machine->argv[0], machine->argv, (char *[]){"LD_PRELOAD=" GUARD_PATH, NULL});
     launch_fail_about("running", machine->argv[0]);
 }
 

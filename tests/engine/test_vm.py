@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -22,6 +23,9 @@ from hutch.types import Limits
 from tests.engine.boxes import emulator, plan, running
 
 pytestmark = pytest.mark.anyio
+
+GUARD = "/guard.so"
+"""In the emulator's root (agent/guard)."""
 
 
 def status(pid: int) -> dict[str, str]:
@@ -93,6 +97,18 @@ async def test_the_emulator_is_confined(vm: VmEngine, rootfs: Path, tmp_path: Pa
         root = Path(f"/proc/{emulator(box)}/root")
         assert not (root / "root").exists() and not (root / "proc/self").exists() and not (root / "bin/sh").exists()
         assert not os.access(root / "etc/passwd", os.F_OK)
+
+
+async def test_the_emulators_network_stack_is_guarded(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
+    """By a file of its own root that nobody can change; and the line is where the guard puts it."""
+    async with running(vm, plan(tmp_path / "box", rootfs)) as box:
+        proc = Path(f"/proc/{emulator(box)}")
+        mapped = [line.split() for line in (proc / "maps").read_text().splitlines()]
+        assert "r-xp" in {parts[1] for parts in mapped if parts[-1] == GUARD}
+        assert (proc / "environ").read_bytes() == f"LD_PRELOAD={GUARD}\0".encode()
+        assert str((proc / "fd/3").readlink()).startswith("socket:")
+        assert stat.S_IMODE((proc / "root" / GUARD[1:]).stat().st_mode) == 0o444
+        assert os.statvfs(proc / "root" / GUARD[1:]).f_flag & os.ST_RDONLY
 
 
 async def test_the_emulator_can_write_nothing_that_others_use(vm: VmEngine, rootfs: Path, tmp_path: Path) -> None:
