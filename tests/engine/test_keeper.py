@@ -78,7 +78,8 @@ async def keep(
         "sleep": f'{busybox} sleep "$@"',
     }
     defined = " ".join(f"{name}() {{ {body}; }};" for name, body in functions.items())
-    script = f"{defined} {say(frame(READY))}; take 9; {say(frame(UP)) if comes_up else ':'}; {script}"
+    # The shell is static, and no loader gives it the guard, which would move the line (agent/guard/guard.c).
+    script = f"exec 3>&5 5>&-; {defined} {say(frame(READY))}; take 9; {say(frame(UP)) if comes_up else ':'}; {script}"
     user = f"{vm_launch.USER}:{vm_launch.USER}:{vm_launch.USER}"
     records = [
         ("stage", str(directory / "run")),
